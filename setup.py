@@ -1,0 +1,38 @@
+"""Packaging of poster-genres: dataset builder, trainer and export."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="poster-genres",
+    version="0.1.0",
+    description="Movie posters to genres: TFDS dataset, multi-label training, TensorFlow Serving.",
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=["poster_tfds", "trainer", "export"],
+    package_data={"poster_tfds": ["README.md", "CITATIONS.bib", "TAGS.txt"]},
+    install_requires=[
+        "absl-py>=2.1,<3",
+        # The first three are what `tfds build` imports without declaring it
+        # (https://github.com/tensorflow/datasets/issues/5463).
+        "apache-beam>=2.77,<3",
+        "importlib-resources>=6,<8",
+        "mlcroissant>=1.1,<2",
+        "keras>=3.15,<4",
+        "matplotlib>=3.9,<4",
+        "numpy>=2,<3",
+        "pillow>=11,<13",
+        "scikit-learn>=1.5,<2",
+        "tensorboard>=2.20,<3",
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "serving": ["tensorflow-serving-api>=2.21,<2.22"],
+        "test": ["pytest>=8,<10", "ruff>=0.15,<0.18"],
+    },
+)
