@@ -1,0 +1,1 @@
+"""Trains a multi-label CNN on a TFDS dataset of posters."""

@@ -1,0 +1,51 @@
+"""Command line of the trainer.
+
+    python -m trainer --dataset=poster_tfds/imdb --data_dir=data --run_dir=runs/imdb
+
+Flags become a `Config`; everything else is in `train.train_and_evaluate`.
+"""
+
+import dataclasses
+import sys
+
+from absl import app, flags
+
+from trainer import config as config_lib, startup
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the run is kept.", required=True)
+_RESUME = flags.DEFINE_bool(
+    "resume", True, "Go on from the last checkpoint if --run_dir holds a run."
+)
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
+
+
+def _define_config_flags() -> None:
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for field in dataclasses.fields(config_lib.Config):
+        if choices := field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["meaning"])
+        else:
+            define[field.type](field.name, field.default, field.metadata["meaning"])
+
+
+_define_config_flags()
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the flags say; a user's mistake ends in one message."""
+    if len(argv) > 1:
+        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    startup.import_tensorflow(_VERBOSE.value)
+    from trainer import train  # Imports TensorFlow, which --help need not wait for.
+
+    try:
+        config = config_lib.Config(
+            **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(config_lib.Config)}
+        )
+        train.train_and_evaluate(config, _RUN_DIR.value, resume=_RESUME.value)
+    except config_lib.UsageError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main)

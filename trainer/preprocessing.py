@@ -1,0 +1,48 @@
+"""The decode and resize that training, evaluation and the exported model share."""
+
+import tensorflow as tf
+
+
+def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG.
+
+    The accurate inverse DCT equals Pillow's bit for bit, at the cost of the default,
+    which is off by up to 6 levels.
+
+    Args:
+        image_bytes: string scalar, a JPEG.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes do not decode.
+    """
+    return tf.io.decode_jpeg(image_bytes, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Resizes an image to a square, bilinearly, with half-pixel centres.
+
+    Args:
+        image: uint8 [H, W, 3].
+        image_size: side of the result, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, 3], rounded half to even.
+    """
+    resized = tf.image.resize(image, (image_size, image_size), method="bilinear")
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def decode_and_resize(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decodes a JPEG and resizes it: the pixels that every model here sees.
+
+    Args:
+        image_bytes: string scalar, a JPEG.
+        image_size: side of the result, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, 3], RGB, levels 0 to 255.
+    """
+    return resize(decode(image_bytes), image_size)

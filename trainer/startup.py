@@ -1,0 +1,45 @@
+"""What has to be settled before TensorFlow is imported."""
+
+import contextlib
+import os
+import sys
+import tempfile
+
+from absl import logging
+
+
+def import_tensorflow(verbose: bool) -> None:
+    """Imports TensorFlow: with oneDNN's kernels and, unless `verbose`, without its messages.
+
+    TensorFlow leaves oneDNN off on CPUs without AVX512-VNNI, where it doubles the speed
+    of the reference CNN all the same.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if verbose:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    with _held_back_stderr():
+        import tensorflow  # noqa: F401
+
+
+@contextlib.contextmanager
+def _held_back_stderr():
+    """Keeps what is written to file descriptor 2 and shows it only if an error follows.
+
+    Some messages come before TF_CPP_MIN_LOG_LEVEL is read, from C++ code that does not
+    know `sys.stderr`.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held_back.seek(0)
+            os.write(stderr, held_back.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
