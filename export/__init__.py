@@ -1,0 +1,1 @@
+"""Makes a SavedModel that takes JPEG bytes and answers with genres."""
