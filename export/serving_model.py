@@ -33,12 +33,20 @@ class ServingModel(tf.Module):
             scores: float32 [N, G], the probability of each genre.
             genres: string [N, G], the genres' names, the same for each poster.
         """
+        # oneDNN's convolution of an empty batch has the wrong number of channels.
+        scores = tf.cond(
+            tf.size(image_bytes) > 0,
+            lambda: self._score(image_bytes),
+            lambda: tf.zeros([0, len(self._genres)]),
+        )
+        genres = tf.tile([self._genres], [tf.size(image_bytes), 1])
+        return {"scores": scores, "genres": genres}
+
+    def _score(self, image_bytes: tf.Tensor) -> tf.Tensor:
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
             pixels = tf.map_fn(
                 lambda image: preprocessing.decode_and_resize(image, self._image_size),
                 image_bytes,
                 fn_output_signature=tf.TensorSpec([self._image_size] * 2 + [3], tf.uint8),
             )
-        scores = tf.sigmoid(self._logits(pixels))
-        genres = tf.tile([self._genres], [tf.shape(scores)[0], 1])
-        return {"scores": scores, "genres": genres}
+        return tf.sigmoid(self._logits(pixels))

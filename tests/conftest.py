@@ -1,0 +1,84 @@
+"""Data sets and runs that several tests look at, made once by the project's own commands."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Tests prove what holds without a GPU, on any machine.
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import pytest
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+REAL_POSTERS = PROJECT.parent / "shared" / "movie_posters"
+
+
+def run(*command, cwd=PROJECT, check=True, **environment):
+    """Runs a command as a user would and returns what it printed."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"{command} failed:\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+def tfds_build(*arguments, **kwargs):
+    """Runs `tfds build poster_tfds` with the tool that stands beside this Python."""
+    tool = pathlib.Path(sys.executable).with_name("tfds")
+    return run(tool, "build", "poster_tfds", *arguments, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A data directory in which `synthetic` is built."""
+    directory = tmp_path_factory.mktemp("data")
+    tfds_build("--config=synthetic", f"--data_dir={directory}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def synthetic_posters(data_dir):
+    """The CSV and JPEGs from which `synthetic` was built."""
+    return data_dir / "downloads" / "poster_tfds_synthetic"
+
+
+@pytest.fixture(scope="session")
+def run_dir(data_dir, tmp_path_factory):
+    """A short run of the reference CNN on `synthetic`."""
+    directory = tmp_path_factory.mktemp("runs") / "synthetic"
+    train("--epochs=2", data_dir=data_dir, run_dir=directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def real_posters():
+    """The real CSV and JPEGs; tests that need them are skipped where they are not."""
+    if not REAL_POSTERS.exists():
+        message = f"the real posters are not at {REAL_POSTERS}: NOT TESTED on them"
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    return REAL_POSTERS
+
+
+def train(*arguments, data_dir, run_dir, **kwargs):
+    """Runs the trainer on small pictures of `synthetic`."""
+    return run(
+        sys.executable,
+        "-m",
+        "trainer",
+        "--dataset=poster_tfds/synthetic",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run_dir}",
+        "--image_size=48",
+        *arguments,
+        **kwargs,
+    )

@@ -1,0 +1,162 @@
+"""The dataset holds what the CSV and the JPEGs hold, or is not built."""
+
+import ast
+import collections
+import csv
+
+import pytest
+import sklearn.model_selection
+import tensorflow_datasets as tfds
+
+import poster_tfds  # noqa: F401
+from poster_tfds import poster_tfds_dataset_builder, synthetic
+from tests import conftest
+
+
+def read_csv(path):
+    """An independent reading: [(Id, [genre, ...]), ...] from the `Genre` column."""
+    with open(path, newline="") as file:
+        return [
+            (row["Id"], ast.literal_eval(row["Genre"]), list(row)) for row in csv.DictReader(file)
+        ]
+
+
+def read_split(name, split, data_dir):
+    dataset, info = tfds.load(
+        name,
+        split=split,
+        data_dir=data_dir,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        with_info=True,
+    )
+    names = info.features["genres"].feature.names
+    return [
+        (
+            example["poster_id"].decode(),
+            frozenset(names[i] for i in example["genres"]),
+            example["image"],
+        )
+        for example in tfds.as_numpy(dataset)
+    ]
+
+
+def assert_splits_are_the_reference(name, data_dir, posters):
+    rows = read_csv(posters / "train.csv")
+    train, test = sklearn.model_selection.train_test_split(rows, random_state=0, test_size=0.15)
+    for split, expected_rows in (("train", train), ("test", test)):
+        expected = collections.Counter(
+            (poster_id, frozenset(genres), (posters / "Images" / f"{poster_id}.jpg").read_bytes())
+            for poster_id, genres, _ in expected_rows
+        )
+        assert collections.Counter(read_split(name, split, data_dir)) == expected
+
+
+def test_synthetic_splits_hold_every_row_and_every_byte(data_dir, synthetic_posters):
+    assert_splits_are_the_reference("poster_tfds/synthetic", data_dir, synthetic_posters)
+
+
+def test_genres_keep_the_order_of_the_columns(data_dir):
+    info = tfds.builder("poster_tfds/synthetic", data_dir=data_dir).info
+    assert info.features["genres"].feature.names == list(synthetic.GENRES)
+
+
+def test_the_real_posters_give_the_reference_split(real_posters, tmp_path):
+    conftest.tfds_build("--config=imdb", f"--manual_dir={real_posters}", f"--data_dir={tmp_path}")
+    assert_splits_are_the_reference("poster_tfds/imdb", tmp_path, real_posters)
+    info = tfds.builder("poster_tfds/imdb", data_dir=tmp_path).info
+    assert {name: split.num_examples for name, split in info.splits.items()} == {
+        "train": 6165,
+        "test": 1089,
+    }
+    columns = read_csv(real_posters / "train.csv")[0][2]
+    assert info.features["genres"].feature.names == columns[2:]
+    assert info.splits["train"].num_shards >= 16
+    assert info.splits["test"].num_shards >= 4
+
+
+@pytest.mark.parametrize("num_rows", [7, 100, 7254])
+def test_the_reference_split_is_scikit_learns(num_rows):
+    train, test = sklearn.model_selection.train_test_split(
+        range(num_rows), random_state=0, test_size=0.15
+    )
+    ours = poster_tfds_dataset_builder.reference_split(num_rows)
+    assert [list(part) for part in ours] == [train, test]
+
+
+@pytest.fixture
+def posters(tmp_path):
+    """A fresh set of posters, to be damaged."""
+    directory = tmp_path / "posters"
+    synthetic.ensure_posters(directory, count=40, seed=1)
+    return directory
+
+
+def build(posters, tmp_path, *arguments, check=True):
+    return conftest.tfds_build(
+        "--config=imdb",
+        f"--manual_dir={posters}",
+        f"--data_dir={tmp_path / 'data'}",
+        *arguments,
+        check=check,
+    )
+
+
+def test_num_shards_is_obeyed(posters, tmp_path):
+    build(posters, tmp_path, "--num_shards=3")
+    info = tfds.builder("poster_tfds/imdb", data_dir=tmp_path / "data").info
+    assert [split.num_shards for split in info.splits.values()] == [3, 3]
+
+
+def test_all_faults_are_named_in_one_message_and_nothing_is_left(posters, tmp_path):
+    images = posters / "Images"
+    (images / "synthetic0000003.jpg").unlink()
+    whole = (images / "synthetic0000005.jpg").read_bytes()
+    (images / "synthetic0000005.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "synthetic0000007.jpg").write_bytes(b"\xff\xd8\xff" + bytes(range(200)))
+    lines = (posters / "train.csv").read_text().splitlines()
+    lines[10] = lines[10].replace(",0", ",2", 1)
+    lines[12] = lines[12].replace("['", "['Crime', '", 1)
+    lines[14] += ",0"
+    (posters / "train.csv").write_text("\n".join(lines) + "\n")
+
+    result = build(posters, tmp_path, check=False)
+
+    assert result.returncode != 0
+    message = result.stderr[result.stderr.rindex("PosterDataError") :]
+    assert "6 faults in" in message
+    for line, poster in ((5, 3), (7, 5), (9, 7), (11, 9), (13, 11)):
+        assert f"line {line} (synthetic{poster:07d}): " in message
+    assert "line 15: 11 fields, the header has 10" in message
+    assert not list((tmp_path / "data").rglob("*tfrecord*"))
+    assert not list((tmp_path / "data").rglob("incomplete*"))
+
+
+def test_of_many_faults_twenty_are_shown_and_all_counted(posters, tmp_path):
+    for image in sorted((posters / "Images").iterdir())[:25]:
+        image.write_bytes(b"")
+    message = build(posters, tmp_path, check=False).stderr
+    assert "25 faults in" in message
+    assert "... and 5 more" in message
+    assert message.count("the file is empty") == 20
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("", "the file is empty"),
+        ("Id,Action,Comedy\n", "the column `Genre` is missing"),
+        ("Id,Genre,Action,Action\n", "the column `Action` stands there 2 times"),
+        ("Id,Genre\n", "there is no genre column"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_refused_by_name(header, complaint, posters, tmp_path):
+    (posters / "train.csv").write_text(header)
+    result = build(posters, tmp_path, check=False)
+    assert result.returncode != 0
+    assert complaint in result.stderr
+
+
+def test_without_posters_the_message_tells_how_to_fetch_them(tmp_path):
+    result = conftest.tfds_build("--config=imdb", f"--data_dir={tmp_path}", check=False)
+    assert result.returncode != 0
+    assert "git clone https://github.com/laxmimerit/Movies-Poster_Dataset" in result.stderr

@@ -1,0 +1,161 @@
+"""What is exported answers as what was trained, from any directory, in a session."""
+
+import itertools
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from export import saved_model
+from tests import conftest, test_preprocessing
+from trainer import checkpoints, config, evaluation, input_pipeline
+
+
+@pytest.fixture(scope="module")
+def export_dir(run_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("exports") / "synthetic"
+    conftest.run(
+        sys.executable, "-m", "export", f"--run_dir={run_dir}", f"--export_dir={directory}"
+    )
+    return directory
+
+
+def serve(version, images):
+    """Answers as TensorFlow Serving does: a session over the tag `serve`."""
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
+        signature = meta_graph.signature_def["serving_default"]
+        return session.run(
+            {name: tensor.name for name, tensor in signature.outputs.items()},
+            {signature.inputs["image_bytes"].name: images},
+        )
+
+
+def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_dir):
+    builder = input_pipeline.open_dataset("poster_tfds/synthetic", str(data_dir))
+    model, facts = checkpoints.restore_model(run_dir)
+    batches = input_pipeline.eval_dataset(
+        builder, "test", image_size=facts["image_size"], batch_size=32, cache="none"
+    )
+    eval_step = evaluation.make_eval_step(model, tf.distribute.get_strategy())
+    iterator = iter(batches)
+    _, logits = evaluation.collect([eval_step(iterator) for _ in range(2)])
+
+    encoded = builder.as_dataset(
+        "test",
+        decoders={"image": tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(try_autocache=False),
+    )
+    images = [e["image"] for e in itertools.islice(tfds.as_numpy(encoded), 64)]
+    answer = serve(export_dir / "1", images)
+
+    assert answer["scores"].shape == (64, 8)
+    np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-logits)), atol=1e-5)
+    assert (answer["genres"] == [name.encode() for name in facts["genres"]]).all()
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+def test_a_batch_may_have_any_size_and_mix_image_sizes(num_images, export_dir):
+    images = [test_preprocessing.make_jpeg(60 + 50 * i, 90 + 10 * i) for i in range(num_images)]
+    answer = serve(export_dir / "1", images)
+    assert answer["scores"].shape == answer["genres"].shape == (num_images, 8)
+    for image, scores in zip(images, answer["scores"], strict=True):
+        alone = serve(export_dir / "1", [image])["scores"][0]
+        np.testing.assert_allclose(scores, alone, atol=1e-6)
+
+
+def test_the_signature_is_the_documented_one(export_dir):
+    signature = tf.saved_model.load(str(export_dir / "1")).signatures["serving_default"]
+    (image_bytes,) = signature.structured_input_signature[1].values()
+    assert (image_bytes.name, image_bytes.dtype) == ("image_bytes", tf.string)
+    assert image_bytes.shape.as_list() == [None]
+    assert signature.structured_outputs["scores"].dtype == tf.float32
+    assert signature.structured_outputs["genres"].dtype == tf.string
+
+
+def test_weights_are_stored_once_and_in_float32(run_dir, export_dir):
+    model, _ = checkpoints.restore_model(run_dir)
+    size = sum(f.stat().st_size for f in (export_dir / "1" / "variables").glob("*.data*"))
+    assert size <= 1.05 * 4 * model.count_params()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_mixed_precision_run_is_exported_in_float32(precision, data_dir, tmp_path):
+    conftest.train(
+        f"--precision={precision}", "--max_steps=2", data_dir=data_dir, run_dir=tmp_path / "run"
+    )
+    version = saved_model.export_saved_model(tmp_path / "run", tmp_path / "export")
+    loaded = tf.saved_model.load(str(version))
+    graph = loaded.signatures["serving_default"].graph
+    dtypes = {output.dtype for op in graph.get_operations() for output in op.outputs}
+    assert not dtypes & {tf.bfloat16, tf.float16}
+
+
+def test_every_export_is_a_new_version_and_nothing_else_is_left(run_dir, export_dir, tmp_path):
+    shutil.copytree(export_dir, tmp_path / "e")
+    (tmp_path / "e" / "7").mkdir()  # Not a version: it is empty. Its number is still avoided.
+    version = saved_model.export_saved_model(run_dir, tmp_path / "e")
+    assert int(version.name) > 7
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {"1", "7", version.name}
+
+
+def test_a_model_that_answers_otherwise_is_not_published(run_dir, tmp_path, monkeypatch):
+    real_save = tf.saved_model.save
+
+    def save_damaged(module, path, signatures):
+        real_save(module, path, signatures)
+        (data,) = (tmp_path / "e").glob("incomplete*/variables/*.data*")
+        weights = np.frombuffer(data.read_bytes(), np.float32)
+        data.write_bytes((weights * 0).tobytes() + data.read_bytes()[weights.nbytes :])
+
+    monkeypatch.setattr(tf.saved_model, "save", save_damaged)
+    with pytest.raises((RuntimeError, tf.errors.OpError)):
+        saved_model.export_saved_model(run_dir, tmp_path / "e")
+    assert list((tmp_path / "e").iterdir()) == []
+
+
+def test_a_directory_without_a_run_is_refused_by_name(tmp_path):
+    with pytest.raises(config.UsageError, match="no run stands there"):
+        saved_model.export_saved_model(tmp_path, tmp_path / "e")
+    with pytest.raises(config.UsageError, match="neither a SavedModel nor"):
+        saved_model.resolve_version(tmp_path)
+
+
+def predict(*arguments, check=True):
+    return conftest.run(sys.executable, "-m", "export.predict", *arguments, check=check)
+
+
+def test_predict_prints_the_most_probable_genres(export_dir, synthetic_posters):
+    posters = [synthetic_posters / "Images" / f"synthetic000000{i}.jpg" for i in range(2)]
+    answer = serve(export_dir / "1", [poster.read_bytes() for poster in posters])
+
+    result = predict(f"--model={export_dir}", "--json", "--top_k=2", *posters)
+    for line, poster, scores, genres in zip(
+        result.stdout.splitlines(), posters, answer["scores"], answer["genres"], strict=True
+    ):
+        record = json.loads(line)
+        best = np.argsort(-scores)[:2]
+        assert record["poster"] == str(poster)
+        assert list(record["genres"]) == [genres[i].decode() for i in best]
+        assert list(record["genres"].values()) == pytest.approx(scores[best].tolist(), abs=1e-5)
+
+    table = predict(f"--model={export_dir / '1'}", *posters).stdout.splitlines()
+    assert len(table) == 2
+    assert len(table[0].split()) == 7  # The poster, then three genres with their scores.
+
+
+def test_predict_names_a_bad_poster_and_answers_for_the_others(
+    export_dir, synthetic_posters, tmp_path
+):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8\xff not a picture")
+    good = synthetic_posters / "Images" / "synthetic0000000.jpg"
+    result = predict(f"--model={export_dir}", bad, tmp_path / "none.jpg", good, check=False)
+    assert result.returncode == 1
+    assert f"{bad}: not a JPEG that decodes" in result.stderr
+    assert f"{tmp_path / 'none.jpg'}: No such file" in result.stderr
+    assert len(result.stdout.splitlines()) == 1

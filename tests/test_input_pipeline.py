@@ -1,0 +1,139 @@
+"""Every poster once an epoch, its own pixels, its own genres, in a repeatable order."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tests import test_preprocessing
+from trainer import config, input_pipeline
+
+SIZE = 48
+NUM_TRAIN, NUM_TEST, BATCH = 510, 90, 32
+STEPS = 16
+CACHES = ["decoded", "encoded", "none"]
+
+
+@pytest.fixture(scope="module")
+def builder(data_dir):
+    return input_pipeline.open_dataset("poster_tfds/synthetic", str(data_dir))
+
+
+def train_batches(builder, num_batches, **overrides):
+    settings = {
+        "image_size": SIZE,
+        "batch_size": BATCH,
+        "cache": "none",
+        "shuffle_buffer": 0,
+        "seed": 0,
+        **overrides,
+    }
+    dataset = input_pipeline.train_dataset(builder, "train", **settings)
+    return list(itertools.islice(dataset.as_numpy_iterator(), num_batches))
+
+
+def content(batches):
+    """The examples of some batches as a sorted list of bytes."""
+    return sorted(
+        image.tobytes() + genres.tobytes()
+        for batch in batches
+        for image, genres in zip(batch["image"], batch["genres"], strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def expected_train(builder):
+    """All of the train split, decoded by Pillow and resized by the textbook."""
+    names = builder.info.features["genres"].feature.names
+    examples = []
+    for example in tfds.as_numpy(
+        builder.as_dataset("train", decoders={"image": tfds.decode.SkipDecoding()})
+    ):
+        genres = np.zeros(len(names), np.float32)
+        genres[example["genres"]] = 1
+        examples.append((example["image"], genres))
+    return examples
+
+
+def test_a_poster_comes_with_its_own_pixels_and_genres(builder, expected_train, synthetic_posters):
+    batches = train_batches(builder, STEPS)
+    images = np.concatenate([batch["image"] for batch in batches])
+    genres = np.concatenate([batch["genres"] for batch in batches])
+    for jpeg, expected_genres in expected_train[:10]:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            exact = test_preprocessing.bilinear(np.asarray(image), SIZE)
+        distances = np.abs(images - exact).max(axis=(1, 2, 3))
+        assert distances.min() <= 0.51
+        np.testing.assert_array_equal(genres[distances.argmin()], expected_genres)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_each_epoch_has_every_poster_once_and_an_order_of_its_own(builder, cache):
+    batches = train_batches(builder, 2 * STEPS, cache=cache)
+    assert [len(b["image"]) for b in batches] == ([BATCH] * (STEPS - 1) + [NUM_TRAIN % BATCH]) * 2
+    first, second = batches[:STEPS], batches[STEPS:]
+    assert content(first) == content(second)
+    assert len(set(content(first))) == NUM_TRAIN
+    assert any(
+        (a["image"] != b["image"]).any() for a, b in zip(first[:-1], second[:-1], strict=True)
+    )
+
+
+def test_the_order_depends_on_the_seed_alone(builder):
+    decoded, encoded, other = (
+        train_batches(builder, STEPS + 2, cache=cache, seed=seed)
+        for cache, seed in (("decoded", 3), ("encoded", 3), ("encoded", 4))
+    )
+    for a, b in zip(decoded, encoded, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+    assert any((a["genres"] != b["genres"]).any() for a, b in zip(encoded[:9], other, strict=False))
+
+
+@pytest.mark.parametrize("start_step", [5, STEPS, STEPS + 3])
+def test_a_resumed_pipeline_goes_on_where_the_other_stopped(builder, start_step):
+    whole = train_batches(builder, start_step + 4)
+    resumed = train_batches(builder, 4, start_step=start_step)
+    for a, b in zip(whole[start_step:], resumed, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def test_the_order_survives_keras_seeding(builder):
+    import keras
+
+    keras.utils.set_random_seed(1)
+    assert train_batches(builder, 1)[0]["image"].shape == (BATCH, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_an_evaluation_pass_counts_each_poster_once(builder, cache):
+    dataset = input_pipeline.eval_dataset(
+        builder, "test", image_size=SIZE, batch_size=BATCH, cache=cache
+    )
+    assert dataset.element_spec["image"].shape == (BATCH, SIZE, SIZE, 3)
+    passes = list(itertools.islice(dataset.as_numpy_iterator(), 6))
+    for batches in (passes[:3], passes[3:]):
+        weight = np.concatenate([batch["weight"] for batch in batches])
+        np.testing.assert_array_equal(weight, [1] * NUM_TEST + [0] * (3 * BATCH - NUM_TEST))
+    for a, b in zip(passes[:3], passes[3:], strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def test_base_rates_are_the_genres_shares(builder, expected_train):
+    expected = np.mean([genres for _, genres in expected_train], axis=0)
+    np.testing.assert_allclose(input_pipeline.base_rates(builder, "train"), expected)
+
+
+def test_cache_auto_follows_the_memory(monkeypatch):
+    monkeypatch.setattr(input_pipeline.runtime, "available_memory", lambda: 1000)
+    assert input_pipeline.choose_cache("auto", 500) == "decoded"
+    assert input_pipeline.choose_cache("auto", 501) == "none"
+    assert input_pipeline.choose_cache("encoded", 501) == "encoded"
+
+
+def test_an_unknown_split_is_refused_by_name(builder):
+    with pytest.raises(config.UsageError, match=r"no split 'dev'; it has (train, test|test, train)"):
+        input_pipeline.num_examples(builder, "dev")
