@@ -135,5 +135,7 @@ def test_cache_auto_follows_the_memory(monkeypatch):
 
 
 def test_an_unknown_split_is_refused_by_name(builder):
-    with pytest.raises(config.UsageError, match=r"no split 'dev'; it has (train, test|test, train)"):
+    with pytest.raises(
+        config.UsageError, match=r"no split 'dev'; it has (train, test|test, train)"
+    ):
         input_pipeline.num_examples(builder, "dev")
