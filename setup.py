@@ -33,6 +33,7 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
-        "test": ["pytest>=8,<10", "ruff>=0.15,<0.18"],
+        # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
+        "test": ["dill>=0.3.8,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
     },
 )

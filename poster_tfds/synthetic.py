@@ -36,6 +36,8 @@ def ensure_posters(directory: epath.PathLike, count: int, seed: int = 0) -> None
     directory = epath.Path(directory)
     if directory.exists():
         return
+    for leftover in directory.parent.glob(f"{directory.name}.incomplete-*"):
+        leftover.rmtree()
     unfinished = directory.parent / f"{directory.name}.incomplete-{uuid.uuid4().hex}"
     try:
         (unfinished / "Images").mkdir(parents=True)

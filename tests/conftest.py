@@ -37,6 +37,28 @@ def tfds_build(*arguments, **kwargs):
     return run(tool, "build", "poster_tfds", *arguments, **kwargs)
 
 
+def build(posters_dir, data_dir, config, **settings):
+    """Builds `poster_tfds` in this process, which spares the time that imports take.
+
+    Args:
+        posters_dir: the folder with `train.csv` and `Images/`.
+        data_dir: where to build.
+        config: the name of a config, or a dict as `--config` takes it as JSON.
+        **settings: of TFDS's DownloadConfig.
+    """
+    import tensorflow_datasets as tfds
+
+    from poster_tfds import poster_tfds_dataset_builder
+
+    if isinstance(config, dict):
+        config = poster_tfds_dataset_builder.PosterConfig(**config)
+    builder = poster_tfds_dataset_builder.Builder(config=config, data_dir=data_dir)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=posters_dir, **settings)
+    )
+    return builder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A data directory in which `synthetic` is built."""

@@ -1,0 +1,54 @@
+"""Prints what a built dataset holds and writes it as a page.
+
+    python -m poster_tfds --data_dir=data --config=imdb
+
+The page, `dataset.html`, has everything in it; its pictures are written beside it as PNGs.
+"""
+
+import pathlib
+import sys
+
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+
+from poster_tfds import dataset_page, statistics
+
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
+_CONFIG = flags.DEFINE_string("config", "imdb", "Configuration to look at.")
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Where to write the page; DATA_DIR/pages/CONFIG if not given."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Looks at the dataset that the flags name."""
+    if len(argv) > 1:
+        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    logging.set_verbosity(logging.ERROR)
+    name = f"poster_tfds/{_CONFIG.value}"
+    try:
+        builder = tfds.builder(name, data_dir=_DATA_DIR.value)
+        built = builder.is_prepared()
+    except tfds.core.DatasetNotFoundError:
+        built = False
+    if not built:
+        sys.exit(
+            f"{name} is not built in --data_dir={_DATA_DIR.value}. Build it with\n\n  tfds build "
+            f"poster_tfds --config={_CONFIG.value} --data_dir={_DATA_DIR.value} --manual_dir=FOLDER"
+        )
+    splits = statistics.collect(builder)
+    print(dataset_page.describe(builder, splits))
+    directory = pathlib.Path(
+        _OUTPUT_DIR.value or pathlib.Path(_DATA_DIR.value) / "pages" / _CONFIG.value
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    plots = dataset_page.draw_plots(builder, splits)
+    for file_name, png in plots.items():
+        (directory / file_name).write_bytes(png)
+    page = directory / "dataset.html"
+    page.write_text(dataset_page.render(builder, splits, plots), encoding="utf-8")
+    print(f"\nWrote {page}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,111 @@
+"""Which CSVs are read: accepted and right, or refused by name, row by row."""
+
+import numpy as np
+import pytest
+
+from poster_tfds import annotations, faults
+
+HEADER = "Id,Genre,Drama,N/A\n"
+GOOD = "p1,['Drama'],1,0\n"
+
+
+def read(tmp_path, content):
+    path = tmp_path / "train.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return annotations.read_genres(path), list(annotations.read_annotations(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("p1,['Drama'],1,0\n", ("p1", (0,))),
+        ("p1,['Drama'],1,0", ("p1", (0,))),
+        ("p1,['Drama'],1,0\r\n", ("p1", (0,))),
+        ("p1,\"['N/A', 'Drama']\",1,1\n", ("p1", (0, 1))),
+        ("p1,\"[\n'N/A',\n'Drama']\",1,1\n", ("p1", (0, 1))),
+        ("p1,[],0,0\n", ("p1", ())),
+        ("the poster,['N/A'],0,1\n", ("the poster", (1,))),
+        ("pöster,['N/A'],0,1\n", ("pöster", (1,))),
+    ],
+    ids=["plain", "no line end", "CRLF", "two genres", "quoted newlines", "no genre", "a space in "
+         "the Id", "UTF-8"],
+)  # fmt: skip
+def test_accepted_rows_are_right(row, expected, tmp_path):
+    genres, rows = read(tmp_path, HEADER + row)
+    assert genres == ["Drama", "N/A"]
+    assert [row[1:] for row in rows] == [expected]
+
+
+def test_a_byte_order_mark_crlf_and_empty_lines_do_no_harm(tmp_path):
+    text = (HEADER + GOOD + "\n" + GOOD.replace("p1", "p2")).replace("\n", "\r\n")
+    genres, rows = read(tmp_path, b"\xef\xbb\xbf" + text.encode())
+    assert genres == ["Drama", "N/A"]
+    assert [(row.line, row.poster_id) for row in rows] == [(2, "p1"), (4, "p2")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("p,['Drama'],2,0\n", "`Drama` is '2'; it must be 0 or 1"),
+        ("p,['Drama'],-1,0\n", "`Drama` is '-1'"),
+        ("p,['Drama'],1.0,0\n", "`Drama` is '1.0'"),
+        ("p,['Drama'],1,\n", "`N/A` is ''"),
+        ("p,['Drama'],0,1\n", r"`Genre` says \['Drama'\], the genre columns say \['N/A'\]"),
+        ("p,\"['Drama', 'Drama']\",1,0\n", r"`Genre` says \['Drama', 'Drama'\]"),
+        ("p,Drama,1,0\n", "`Genre` is 'Drama', not a list"),
+        ("p,['Drama'],1\n", "3 fields, the header has 4"),
+        (",['Drama'],1,0\n", "`Id` is empty"),
+        (" p,['Drama'],1,0\n", "`Id` ' p' begins or ends with white space"),
+        ("../p,['Drama'],1,0\n", "is not a plain file name"),
+        ("/etc/p,['Drama'],1,0\n", "is not a plain file name"),
+        ("..,['Drama'],1,0\n", "is not a plain file name"),
+        ("a\\b,['Drama'],1,0\n", "is not a plain file name"),
+        ("p\xe9,['Drama'],1,0\n".encode("latin-1"), "not UTF-8"),
+        ("p,\"['Drama']\"x,1,0\n", "not a well-formed CSV row"),
+    ],
+)
+def test_a_bad_row_is_named_and_its_neighbours_are_read(row, reason, tmp_path):
+    row = row if isinstance(row, bytes) else row.encode()
+    _, rows = read(tmp_path, (HEADER + GOOD).encode() + row + GOOD.encode())
+    before, fault, after = rows
+    assert before == annotations.Annotation(2, "p1", (0,))
+    assert after == annotations.Annotation(4, "p1", (0,))
+    assert isinstance(fault, faults.Fault)
+    assert fault.line == 3
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(fault.reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "the file is empty"),
+        (HEADER, "no row follows the header"),
+        ("Id,Drama\n" + GOOD, "the column `Genre` is missing"),
+        ("id,Genre,Drama\n" + GOOD, "the column `Id` is missing"),
+        ("Id,Genre,Drama,Drama\n" + GOOD, "the column `Drama` stands there 2 times"),
+        ("Id,Genre\n" + GOOD, "there is no genre column"),
+        ("Id,Genre, Drama,N/A\n" + GOOD, "begins or ends with white space"),
+        ("Id,Genre,,N/A\n" + GOOD, "is empty"),
+        (HEADER.replace(",", ";") + GOOD, "separated by semicolons, not commas"),
+        ("Id,Genre,Com\xe9die\n".encode("latin-1"), "the header is not UTF-8"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_at_all_is_refused(content, reason, tmp_path):
+    with pytest.raises(faults.PosterDataError, match=reason):
+        read(tmp_path, content)
+
+
+def test_the_quick_reading_of_genre_lists_is_pythons():
+    rng = np.random.default_rng(0)
+    pieces = ["'", '"', ", ", "[", "]", "Drama", "Sci-Fi", "\\", "N/A", "', '", "['", "']", " "]
+    for _ in range(20000):
+        text = "".join(rng.choice(pieces, rng.integers(1, 8)))
+        for candidate in (text, f"['{text}']"):
+            try:
+                expected = eval(candidate, {"__builtins__": {}})
+            except Exception:
+                expected = None
+            if not isinstance(expected, list) or not all(isinstance(x, str) for x in expected):
+                expected = None
+            assert annotations._parse_genre_list(candidate) == expected, candidate

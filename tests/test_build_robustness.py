@@ -1,0 +1,275 @@
+"""Anyone's posters, damaged data, killed builds and both engines."""
+
+import collections
+import csv
+import hashlib
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow_datasets as tfds
+
+from poster_tfds import faults, synthetic
+from tests import conftest, test_posters
+from tests.test_dataset_builder import posters, read_split  # noqa: F401
+
+CUSTOM = {"name": "mine", "test_fraction": 0.25, "validation_fraction": 0.25}
+SKIP = {**CUSTOM, "on_error": "skip"}
+BEAM_OPTIONS = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+
+
+def build_with_beam(posters_dir, data_dir, config):
+    import apache_beam as beam
+
+    options = beam.options.pipeline_options.PipelineOptions(BEAM_OPTIONS)
+    conftest.build(posters_dir, data_dir, config, beam_options=options)
+
+
+def examples(name, data_dir):
+    """All examples of a dataset: split -> a counter of (Id, genres, image)."""
+    builder = tfds.builder(name, data_dir=data_dir)
+    return {
+        split: collections.Counter(read_split(name, split, data_dir))
+        for split in builder.info.splits
+    }
+
+
+def sha256_of_files(directory):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+    }
+
+
+def damage_csv(posters_dir):
+    """Makes faults and duplicates of both kinds."""
+    path = posters_dir / "train.csv"
+    header, *rows = path.read_text().splitlines()
+    rows[3] = rows[3].replace(",0", ",3", 1)
+    twin = rows[7].replace("synthetic0000007", "twin")
+    shutil.copy(posters_dir / "Images/synthetic0000007.jpg", posters_dir / "Images/twin.jpg")
+    (posters_dir / "Images/synthetic0000011.jpg").write_bytes(b"broken")
+    path.write_text("\n".join([header, *rows, rows[5], twin]) + "\n")
+
+
+def test_anyones_posters_are_built_without_editing_code(posters, tmp_path):  # noqa: F811
+    conftest.tfds_build(
+        f"--config={json.dumps(CUSTOM)}", f"--manual_dir={posters}", f"--data_dir={tmp_path}"
+    )
+    found = examples("poster_tfds/mine", tmp_path)
+    assert set(found) == {"train", "validation", "test"}
+    assert sum(sum(split.values()) for split in found.values()) == 40
+
+
+def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # noqa: F811
+    damage_csv(posters)
+    conftest.build(posters, tmp_path, SKIP)
+    directory = tmp_path / "poster_tfds/mine/1.0.0"
+    rejected = list(csv.DictReader((directory / "rejected.csv").open()))
+    assert [(row["row"], row["Id"]) for row in rejected] == [
+        ("5", "synthetic0000003"),
+        ("13", "synthetic0000011"),
+    ]
+    assert "not a JPEG" in rejected[1]["reason"]
+    metadata = json.loads((directory / "metadata.json").read_text())
+    assert metadata == {"rejected": 2, "duplicates": 2}
+    found = sum(examples("poster_tfds/mine", tmp_path).values(), collections.Counter())
+    assert len(found) == found.total() == 38
+    images = collections.Counter(image for _, _, image in found)
+    assert max(images.values()) == 1
+
+
+def test_both_engines_give_the_same_examples(posters, tmp_path):  # noqa: F811
+    damage_csv(posters)
+    one, beam = tmp_path / "one", tmp_path / "beam"
+    conftest.build(posters, one, SKIP)
+    build_with_beam(posters, beam, SKIP)
+    assert examples("poster_tfds/mine", one) == examples("poster_tfds/mine", beam)
+    for name in ("rejected.csv", "metadata.json"):
+        first, second = (d / "poster_tfds/mine/1.0.0" / name for d in (one, beam))
+        assert first.read_text() == second.read_text()
+
+
+def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):  # noqa: F811
+    damage_csv(posters)
+    with pytest.raises(faults.PosterDataError) as error:
+        build_with_beam(posters, tmp_path, CUSTOM)
+    assert [(fault.line, fault.poster_id) for fault in error.value.faults] == [
+        (5, "synthetic0000003"),
+        (13, "synthetic0000011"),
+    ]
+    assert not list(tmp_path.rglob("*tfrecord*"))
+
+
+def test_two_builds_give_byte_identical_shards(posters, tmp_path):  # noqa: F811
+    for name in ("first", "second"):
+        conftest.build(posters, tmp_path / name, CUSTOM)
+    first, second = (
+        sha256_of_files(tmp_path / name / "poster_tfds/mine/1.0.0") for name in ("first", "second")
+    )
+    assert len(first) > 20
+    assert first == second
+
+
+def damage_of_25_kinds(posters_dir):
+    """Damages a copy of the real posters and returns the lines on which it did."""
+    path, images = posters_dir / "train.csv", posters_dir / "Images"
+    lines = path.read_bytes().decode().splitlines()
+
+    def change(line, old, new):
+        fields = lines[line - 1]
+        assert old in fields
+        lines[line - 1] = fields.replace(old, new, 1)
+
+    def image_of(line):
+        return images / (lines[line - 1].split(",")[0] + ".jpg")
+
+    def replace(line, content):
+        image_of(line).unlink()
+        if content is not None:
+            image_of(line).write_bytes(content)
+
+    expected = range(100, 2600, 100)
+    at = iter(expected)
+    change(next(at), ",0", ",2")
+    change(next(at), ",0", ",-1")
+    change(next(at), ",0", ",1.0")
+    change(next(at), ",0,", ",,")
+    line = next(at)
+    lines[line - 1] += ",0"
+    line = next(at)
+    lines[line - 1] = lines[line - 1].rsplit(",", 1)[0]
+    change(next(at), "['", "['Unknown', '")
+    change(next(at), "['", "('")
+    line = next(at)
+    lines[line - 1] = "," + lines[line - 1].split(",", 1)[1]
+    change(next(at), "tt", " tt")
+    change(next(at), "tt", "../tt")
+    change(next(at), "tt", "a/tt")
+    line = next(at)  # The Id of line 2 with other genres.
+    lines[line - 1] = f"{lines[1].split(',')[0]},['Western'],{'0,' * 24}1"
+    line = next(at)
+    lines[line - 1] = lines[line - 1].replace("tt", "tt\udce9", 1)
+    line = next(at)
+    lines[line - 1] = lines[line - 1].split(",")[0] + ',"[]"x' + ",0" * 25
+    replace(next(at), None)
+    replace(next(at), b"")
+    whole = image_of(line := next(at)).read_bytes()
+    replace(line, whole[: len(whole) // 2])
+    for kind in ("magic and junk", "text", "PNG", "CMYK", "turned by EXIF", "20000x20000"):
+        replace(next(at), test_posters.REFUSED[kind][0])
+    line = next(at)
+    image_of(line).unlink()
+    image_of(line).mkdir()
+    assert next(at, None) is None
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape") + b"\n")
+    return list(expected)
+
+
+def test_a_build_with_25_kinds_of_damage_names_all_and_nothing_else(real_posters, tmp_path):
+    directory = tmp_path / "posters"
+    shutil.copytree(real_posters, directory, copy_function=os.link)
+    for path in (directory, directory / "Images"):
+        path.chmod(0o755)
+    shutil.copyfile(real_posters / "train.csv", tmp_path / "copy.csv")
+    (directory / "train.csv").unlink()
+    shutil.move(tmp_path / "copy.csv", directory / "train.csv")
+    damaged = damage_of_25_kinds(directory)
+
+    config = {"name": "damaged", "split": "reference", "drop_duplicates": False}
+    with pytest.raises(faults.PosterDataError) as error:
+        conftest.build(directory, tmp_path / "data", config)
+    assert [fault.line for fault in error.value.faults] == damaged
+    builder = conftest.build(directory, tmp_path / "data", {**config, "on_error": "skip"})
+    assert sum(s.num_examples for s in builder.info.splits.values()) == 7254 - len(damaged)
+    assert builder.info.metadata["rejected"] == len(damaged)
+
+
+def start_build(posters_dir, data_dir, preexec_fn=None):
+    tool = pathlib.Path(sys.executable).with_name("tfds")
+    return subprocess.Popen(
+        [
+            *(tool, "build", "poster_tfds", f"--config={json.dumps(CUSTOM)}"),
+            *(f"--manual_dir={posters_dir}", f"--data_dir={data_dir}"),
+        ],
+        cwd=conftest.PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec_fn,
+    )
+
+
+@pytest.fixture(scope="module")
+def many_posters(tmp_path_factory):
+    """Enough posters for a build to be interrupted while it writes."""
+    directory = tmp_path_factory.mktemp("many") / "posters"
+    synthetic.ensure_posters(directory, count=3000)
+    return directory
+
+
+def wait_for_incomplete(directory, process):
+    deadline = time.monotonic() + 60
+    while not (found := list(directory.glob("incomplete.*"))):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def test_a_killed_build_harms_nothing_and_the_next_one_clears_up(many_posters, tmp_path):
+    version = tmp_path / "poster_tfds/mine/1.0.0"
+    for delay in (0, 0.3, 1.0):
+        process = start_build(many_posters, tmp_path)
+        wait_for_incomplete(version.parent, process)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert not version.exists()
+        assert list(version.parent.glob("incomplete.*"))
+    assert start_build(many_posters, tmp_path).wait() == 0
+    assert not list(version.parent.glob("incomplete.*"))
+    assert sum(sum(c.values()) for c in examples("poster_tfds/mine", tmp_path).values()) == 3000
+
+
+def test_ctrl_c_leaves_nothing_half_built(many_posters, tmp_path):
+    process = start_build(many_posters, tmp_path)
+    wait_for_incomplete(tmp_path / "poster_tfds/mine", process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    assert not list((tmp_path / "poster_tfds/mine").iterdir())
+
+
+def test_a_disk_that_refuses_writes_leaves_nothing_half_built(many_posters, tmp_path):
+    """No file may grow beyond 100 KB: as on a full disk, a write fails half-way."""
+
+    def limit_file_size():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start_build(many_posters, tmp_path, limit_file_size)
+    _, stderr = process.communicate()
+    assert process.returncode != 0
+    assert "File too large" in stderr
+    assert not list((tmp_path / "poster_tfds/mine").iterdir())
+
+
+def test_a_second_build_of_the_same_dataset_is_refused(many_posters, tmp_path):
+    first = start_build(many_posters, tmp_path)
+    wait_for_incomplete(tmp_path / "poster_tfds/mine", first)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = start_build(many_posters, tmp_path)
+        _, stderr = second.communicate()
+        assert second.returncode != 0
+        assert "Another process is building" in stderr
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0

@@ -1,0 +1,157 @@
+"""Which images are posters: accepted and right, or refused by name."""
+
+import base64
+import io
+import os
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from poster_tfds import annotations, faults, posters
+from tests.test_preprocessing import make_jpeg
+from trainer import preprocessing
+
+
+def reencode(image_format, mode="RGB", **options):
+    image = Image.open(io.BytesIO(make_jpeg(60, 80))).convert(mode)
+    content = io.BytesIO()
+    image.save(content, image_format, **options)
+    return content.getvalue()
+
+
+def patch_frame_header(jpeg, precision=None, size=None):
+    """Rewrites what a baseline JPEG's frame header says of itself."""
+    start = jpeg.index(b"\xff\xc0")
+    frame = bytearray(jpeg[start : start + 9])
+    if precision:
+        frame[4] = precision
+    if size:
+        frame[5:9] = size[1].to_bytes(2, "big") + size[0].to_bytes(2, "big")
+    return jpeg[:start] + bytes(frame) + jpeg[start + 9 :]
+
+
+def rotated(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return make_jpeg(60, 80, exif=exif)
+
+
+JPEG = make_jpeg(60, 80)
+# A colour ramp of 24x16, made by `jpegtran -arithmetic`; Pillow cannot write such a file.
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZG"
+    "NywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09P"
+    "T09PT09PT09PT09PT09PT09PT09PT09PT0//yQARCAAQABgDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIR"
+    "AxEAPwD/AHFDi8muOiEMNL+m6HC9bgJQDgK+SOFH1pBFObyN/wDQXMIdIexH+2mA/9k="
+)
+ACCEPTED = {
+    "baseline": JPEG,
+    "grey": make_jpeg(60, 80, mode="L"),
+    "progressive": make_jpeg(60, 80, progressive=True),
+    "arithmetic coding": ARITHMETIC,
+    "1x1": make_jpeg(1, 1),
+    "EXIF that asks for no turn": rotated(1),
+    "bytes after the end": JPEG + b"trailing",
+}
+REFUSED = {
+    "empty": (b"", "the file is empty"),
+    "truncated": (JPEG[: len(JPEG) // 2], "does not decode"),
+    "without its end": (JPEG[:-20], "does not decode"),
+    "magic and junk": (b"\xff\xd8\xff" + bytes(range(200)), "header cannot be read"),
+    "text": (b"not a picture", r"not a JPEG \(begins with b'not a pi'\)"),
+    "PNG": (reencode("PNG"), "not a JPEG"),
+    "GIF": (reencode("GIF", "P"), "not a JPEG"),
+    "CMYK": (reencode("JPEG", "CMYK"), "its colours are CMYK; convert it to RGB"),
+    "12-bit": (patch_frame_header(JPEG, precision=12), "header cannot be read"),
+    "turned by EXIF": (rotated(6), r"asks for a turn \(orientation 6\)"),
+    "20000x20000": (
+        patch_frame_header(JPEG, size=(20000, 20000)),
+        "more than 64 million pixels",
+    ),
+    "9000x9000": (patch_frame_header(JPEG, size=(9000, 9000)), "9000x9000 is more than 64"),
+    "65535x65535": (patch_frame_header(JPEG, size=(65535, 65535)), "more than 64 million pixels"),
+    "100 MB": (JPEG + bytes(100 << 20), "larger than 32 MB"),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_posters_are_decoded_as_pillow_does(name):
+    jpeg = ACCEPTED[name]
+    assert posters.find_fault(jpeg) is None
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    np.testing.assert_array_equal(preprocessing.decode(tf.constant(jpeg)), expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_posters_are_refused_by_name(name):
+    image, reason = REFUSED[name]
+    assert re.search(reason, posters.find_fault(image))
+
+
+def test_the_quick_decode_finds_what_the_whole_one_finds():
+    """Accepts nothing that training could not decode, and refuses little that it could."""
+    rng = np.random.default_rng(0)
+    jpegs = [make_jpeg(120, 180), make_jpeg(97, 61, progressive=True), make_jpeg(64, 64, mode="L")]
+    verdicts = {True: 0, False: 0}
+    for _ in range(600):
+        damaged = bytearray(jpegs[rng.integers(len(jpegs))])
+        for position in rng.integers(2, len(damaged), size=rng.integers(1, 4)):
+            damaged[position] = rng.integers(256)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged) // 2, len(damaged)) :]
+        damaged = bytes(damaged)
+        accepted = posters.find_fault(damaged) is None
+        verdicts[accepted] += 1
+        if accepted:
+            assert preprocessing.decode(tf.constant(damaged)).shape.rank == 3
+    assert min(verdicts.values()) > 20
+
+
+def read(path_maker, tmp_path):
+    """What `read_one` says of a poster that `path_maker` has put in place."""
+    path_maker(tmp_path / "poster.jpg")
+    return posters.read_one(annotations.Annotation(7, "poster", (0,)), tmp_path)
+
+
+def test_a_poster_is_read_as_it_is(tmp_path):
+    assert read(lambda path: path.write_bytes(JPEG), tmp_path) == JPEG
+
+
+@pytest.mark.parametrize(
+    ("path_maker", "reason"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.symlink_to("nowhere.jpg"), "No such file"),
+    ],
+    ids=["missing", "a folder", "a dangling link"],
+)
+def test_what_cannot_be_read_is_named_with_its_line(path_maker, reason, tmp_path):
+    fault = read(path_maker, tmp_path)
+    assert isinstance(fault, faults.Fault)
+    assert (fault.line, fault.poster_id) == (7, "poster")
+    assert str(tmp_path / "poster.jpg") in fault.reason
+    assert reason in fault.reason
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file: NOT TESTED")
+def test_a_poster_without_permission_is_named(tmp_path):
+    fault = read(lambda path: (path.write_bytes(JPEG), path.chmod(0)), tmp_path)
+    assert "Permission denied" in fault.reason
+
+
+def test_posters_come_in_order_and_faults_pass_through(tmp_path):
+    rows = []
+    for i in range(100):
+        if i % 7:
+            (tmp_path / f"p{i}.jpg").write_bytes(JPEG + bytes([i]))
+            rows.append(annotations.Annotation(i, f"p{i}", ()))
+        else:
+            rows.append(faults.Fault(i, "", "bad row"))
+    checked = list(posters.read_checked(iter(rows), tmp_path))
+    assert [row for row, _ in checked] == rows
+    for row, image in checked:
+        assert image == (row if isinstance(row, faults.Fault) else JPEG + bytes([row.line]))
