@@ -96,6 +96,7 @@ def test_a_csv_that_cannot_be_read_at_all_is_refused(content, reason, tmp_path):
         read(tmp_path, content)
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 def test_the_quick_reading_of_genre_lists_is_pythons():
     rng = np.random.default_rng(0)
     pieces = ["'", '"', ", ", "[", "]", "Drama", "Sci-Fi", "\\", "N/A", "', '", "['", "']", " "]

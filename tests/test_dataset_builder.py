@@ -3,13 +3,17 @@
 import ast
 import collections
 import csv
+import json
+import re
+import sys
 
+import PIL.Image
 import pytest
 import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import faults, synthetic
+from poster_tfds import faults, statistics, synthetic
 from tests import conftest
 
 
@@ -140,3 +144,64 @@ def test_without_posters_the_message_tells_how_to_fetch_them(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=clone):
         conftest.build(tmp_path, tmp_path, "imdb")
+
+
+def test_the_readmes_five_posters_are_built_and_trained_on(tmp_path):
+    readme = (conftest.PROJECT / "README.md").read_text()
+    annotations = re.search(r"```\n(Id,Genre,Noir.*?)```", readme, re.DOTALL)[1]
+    config = json.loads(re.search(r"--config='(\{\"name\": \"mine\".*?\})'", readme)[1])
+    (tmp_path / "mine" / "Images").mkdir(parents=True)
+    (tmp_path / "mine" / "train.csv").write_text(annotations)
+    for i, name in enumerate("abcde"):
+        image = PIL.Image.new("RGB", (60, 90), (50 * i, 90, 120))
+        image.save(tmp_path / "mine" / "Images" / f"{name}.jpg")
+    conftest.build(tmp_path / "mine", tmp_path / "data", config)
+    name = "poster_tfds/mine"
+    for split, expected in (
+        ("train", {"b": {"Noir", "Heist"}, "c": {"Heist"}, "e": {"Noir"}}),
+        ("test", {"a": {"Noir"}, "d": set()}),
+    ):
+        found = {
+            poster: set(genres) for poster, genres, _ in read_split(name, split, tmp_path / "data")
+        }
+        assert found == expected
+    conftest.train(
+        f"--dataset={name}", "--epochs=1", data_dir=tmp_path / "data", run_dir=tmp_path / "run"
+    )
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert facts["genres"] == ["Noir", "Heist"]
+
+
+def test_the_page_tells_what_the_dataset_holds(data_dir, tmp_path):
+    result = conftest.run(
+        sys.executable,
+        *("-m", "poster_tfds", "--config=synthetic"),
+        *(f"--data_dir={data_dir}", f"--output_dir={tmp_path}"),
+    )
+    rows = read_csv(data_dir / "downloads" / "poster_tfds_synthetic" / "train.csv")
+    counts = collections.Counter(genre for _, genres, _ in rows for genre in genres)
+    for genre, count in counts.items():
+        assert re.search(rf"^{re.escape(genre)} +{count} ", result.stdout, re.MULTILINE)
+    assert re.search(r"^train +510 ", result.stdout, re.MULTILINE)
+    page = (tmp_path / "dataset.html").read_text()
+    assert page.count("<figure>") == 24
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for name in ("genres", "labels_per_poster", "together", "sizes"):
+        PIL.Image.open(tmp_path / f"{name}.png").verify()
+
+
+def test_leaks_and_repeats_are_counted(posters, tmp_path):
+    """The reference split of a CSV with each row twice has most posters in both splits."""
+    path = posters / "train.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *lines, *lines]) + "\n")
+    builder = conftest.build(posters, tmp_path, "imdb")
+    found = statistics.collect(builder)
+    train, test = (
+        [poster for poster, _, _ in read_split("poster_tfds/imdb", split, tmp_path)]
+        for split in ("train", "test")
+    )
+    shared = len(set(train) & set(test))
+    assert shared > 0
+    assert statistics.find_leaks(found) == {("train", "test"): (shared, shared)}
+    assert statistics.count_repeated(found["train"].posters) == len(train) - len(set(train))
