@@ -1,7 +1,7 @@
 """Draws a small labelled poster set whose genres can be seen in the pictures.
 
 Every genre has a sign of its own colour and shape. A poster of one to three genres
-shows their signs, at random places and sizes, on a noisy grey ground. The result is
+shows their signs, at random places and of random size, on a noisy grey ground. The result is
 a CSV and JPEGs of the same form as the real data, read by the same code.
 """
 
@@ -63,10 +63,12 @@ def _draw(rng: np.random.Generator, genre_indices) -> Image.Image:
     noise = rng.normal(ground, 12, size=(height, width, 1)).repeat(3, axis=2)
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     canvas = ImageDraw.Draw(image)
-    for index in genre_indices:
+    # Each sign has a band of its own, so that none hides another.
+    for band, index in zip(rng.permutation(len(genre_indices)), genre_indices, strict=True):
         colour, corners = _SIGNS[GENRES[index]]
-        radius = rng.uniform(0.14, 0.24) * width
-        x, y = rng.uniform(radius, (width - radius, height - radius))
+        radius = rng.uniform(0.14, 0.22) * width
+        x = rng.uniform(radius, width - radius)
+        y = height * (band + rng.uniform(0.35, 0.65)) / len(genre_indices)
         if corners:
             angle = rng.uniform(0, 360)
             canvas.regular_polygon((x, y, radius), corners, rotation=angle, fill=colour)
