@@ -99,10 +99,10 @@ def _start_reading(rows, images_dir: epath.PathLike) -> Iterator:
     paths = [os.fspath(poster_path(images_dir, rows[i].poster_id)) for i in positions]
     options = tf.data.Options()
     options.autotune.enabled = False
-    num_threads = 2 * (os.cpu_count() or 1)
+    num_threads = os.cpu_count() or 1
     options.threading.private_threadpool_size = num_threads
     slices = (tf.constant(positions, tf.int64), tf.constant(paths, tf.string))
-    return iter(
+    batches = (
         tf.data.Dataset.from_tensor_slices(slices)
         .map(_read_sound, num_parallel_calls=num_threads)
         .ignore_errors()
@@ -111,6 +111,9 @@ def _start_reading(rows, images_dir: epath.PathLike) -> Iterator:
         .with_options(options)
         .as_numpy_iterator()
     )
+    # tf.data starts to read ahead when it is first asked.
+    first = next(batches, None)
+    return itertools.chain([first] if first else [], batches)
 
 
 def _read_sound(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, ...]:
