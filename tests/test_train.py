@@ -55,6 +55,7 @@ def test_a_model_rises_well_above_the_constant(data_dir, tmp_path):
     last = read_metrics(tmp_path)[-1]
     assert last["macro_ap"] > 2 * last["constant"]["macro_ap"]
     assert last["micro_ap"] > 1.5 * last["constant"]["micro_ap"]
+    assert last["lrap"] > 1.3 * last["constant"]["lrap"]
 
 
 def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path):
