@@ -10,12 +10,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests import test_preprocessing
-from trainer import config, input_pipeline
+from trainer import config, input_pipeline, runtime
 
 SIZE = 48
 NUM_TRAIN, NUM_TEST, BATCH = 510, 90, 32
 STEPS = 16
-CACHES = ["decoded", "encoded", "none"]
+CACHES = ["decoded", "encoded", "none"]  # `disk` needs a file: see its own test.
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,63 @@ def test_base_rates_are_the_genres_shares(builder, expected_train):
     np.testing.assert_allclose(input_pipeline.base_rates(builder, "train"), expected)
 
 
-def test_cache_auto_follows_the_memory(monkeypatch):
-    monkeypatch.setattr(input_pipeline.runtime, "available_memory", lambda: 1000)
-    assert input_pipeline.choose_cache("auto", 500) == "decoded"
-    assert input_pipeline.choose_cache("auto", 501) == "none"
-    assert input_pipeline.choose_cache("encoded", 501) == "encoded"
+def test_decoded_posters_on_disk_are_read_again_from_there(builder, tmp_path):
+    file = tmp_path / "posters"
+    batches = train_batches(
+        builder, 2 * STEPS, cache="disk", cache_file=str(file), shuffle_buffer=NUM_TRAIN
+    )
+    kept = sum(part.stat().st_size for part in tmp_path.iterdir())
+    assert kept > NUM_TRAIN * SIZE * SIZE * 3
+    for expected, batch in zip(train_batches(builder, 2 * STEPS), batches, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, batch)
+
+
+def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(builder, monkeypatch):
+    decoded = NUM_TRAIN * SIZE * SIZE * 3
+    encoded = builder.info.splits["train"].num_bytes
+    assert encoded < decoded
+
+    def choose(name, free):
+        monkeypatch.setattr(input_pipeline.runtime, "available_memory", lambda: free)
+        return input_pipeline.choose_cache(name, builder, "train", SIZE)
+
+    assert choose("auto", 2 * decoded).name == "decoded"
+    assert choose("auto", 2 * decoded - 2).name == "encoded"
+    assert choose("auto", 2 * encoded).name == "encoded"
+    assert choose("auto", 2 * encoded - 2).name == "none"
+    assert choose("decoded", 0).name == "decoded"
+    assert choose("auto", 10**10).reason == (
+        "0.00 GB of decoded posters fit in half of the 10.0 GB of free memory"
+    )
+    assert "--cache=disk" in choose("auto", 0).reason
+
+
+def test_free_memory_is_that_of_the_cgroup_if_it_is_less(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8 kB\n"}
+
+    def read_text(path):
+        try:
+            return files[str(path)]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    monkeypatch.setattr(runtime.pathlib.Path, "read_text", read_text)
+    assert runtime.available_memory() == 8 * 1024
+    files |= {"/sys/fs/cgroup/memory.max": "max", "/sys/fs/cgroup/memory.current": "1000"}
+    assert runtime.available_memory() == 8 * 1024
+    files["/sys/fs/cgroup/memory.max"] = "5000"
+    assert runtime.available_memory() == 4000
+    files["/sys/fs/cgroup/memory.current"] = "6000"
+    assert runtime.available_memory() == 0
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_parallelism_changes_nothing(builder, threads, monkeypatch):
+    augmented = {"augment": config.AUGMENTATIONS, "cache": "encoded"}
+    expected = train_batches(builder, 3, **augmented)
+    monkeypatch.setattr(input_pipeline, "num_threads", lambda: threads)
+    for a, b in zip(expected, train_batches(builder, 3, **augmented), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
 
 def test_an_unknown_split_is_refused_by_name(builder):

@@ -102,6 +102,89 @@ def test_fused_batch_normalization_equals_kerass(shape, training):
         np.testing.assert_allclose(ours, keras_value, rtol=2e-6)
 
 
+@pytest.mark.parametrize("kernel_size", [(3, 3), (2, 4), (1, 1)])
+def test_filters_gradient_by_matrix_products_is_the_sum_over_all_positions(
+    kernel_size, monkeypatch
+):
+    monkeypatch.setattr(layers.runtime, "lacks_fast_filter_gradient", lambda: True)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, 9, 11, 16)).astype(np.float32)
+    layer = layers.Conv2D(5, kernel_size)
+    rows, columns = kernel_size
+    with tf.GradientTape() as tape:
+        watched = tf.constant(inputs)
+        tape.watch(watched)
+        outputs = layer(watched)
+        loss = tf.reduce_sum(outputs * tf.sin(outputs))
+    by_inputs, by_kernel, by_bias = tape.gradient(
+        loss, [watched, layer.kernel.value, layer.bias.value]
+    )
+
+    # From the definition, in float64.
+    kernel = layer.kernel.numpy().astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(inputs, kernel_size, axis=(1, 2))
+    expected = np.einsum("nyxcij,ijcd->nyxd", windows, kernel)
+    upstream = np.sin(expected) + expected * np.cos(expected)
+    expected_inputs = np.zeros(inputs.shape)
+    height, width = expected.shape[1:3]
+    for i in range(rows):
+        for j in range(columns):
+            expected_inputs[:, i : i + height, j : j + width] += upstream @ kernel[i, j].T
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(outputs, expected, **tolerance)
+    np.testing.assert_allclose(by_inputs, expected_inputs, **tolerance)
+    np.testing.assert_allclose(
+        by_kernel, np.einsum("nyxcij,nyxd->ijcd", windows, upstream), **tolerance
+    )
+    np.testing.assert_allclose(by_bias, upstream.sum(axis=(0, 1, 2)), **tolerance)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"padding": "same"}, {"strides": 2}, {"dilation_rate": 2}, {"groups": 2}], ids=str
+)
+def test_other_convolutions_are_kerass(settings, monkeypatch):
+    monkeypatch.setattr(layers.runtime, "lacks_fast_filter_gradient", lambda: True)
+    inputs = tf.random.stateless_normal((2, 8, 8, 16), (0, 0))
+    ours, kerass = layers.Conv2D(4, 3, **settings), keras.layers.Conv2D(4, 3, **settings)
+    ours.build(inputs.shape)
+    kerass.build(inputs.shape)
+    kerass.set_weights(ours.get_weights())
+    np.testing.assert_array_equal(ours(inputs), kerass(inputs))
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate):
+    layer = layers.Dropout(rate, seed=1)
+    count = 3 * 101 * 1001  # Odd: one of the drawn pairs of values is left over.
+    outputs = layer(tf.ones((3, 101, 1001)), training=True).numpy()
+    kept = outputs != 0
+    error = np.sqrt(rate * (1 - rate) / count)
+    assert kept.mean() == pytest.approx(1 - rate, abs=4 * error)
+    np.testing.assert_allclose(outputs[kept], 1 / (1 - rate), rtol=2e-2 if rate > 0.9 else 1e-4)
+    # Neighbours share 32 random bits, but nothing else.
+    pairs = np.corrcoef(kept.ravel()[:-1:2], kept.ravel()[1::2])
+    assert abs(pairs[0, 1]) < 4 / np.sqrt(count / 2)
+    again = layer(tf.ones((3, 101, 1001)), training=True).numpy()
+    assert np.mean((again != 0) == kept) == pytest.approx(
+        rate**2 + (1 - rate) ** 2, abs=6 / np.sqrt(count)
+    )
+    same = layers.Dropout(rate, seed=1)(tf.ones((3, 101, 1001)), training=True)
+    np.testing.assert_array_equal(same, outputs)
+
+
+def test_dropout_passes_its_mask_to_the_gradient_and_rests_when_not_training():
+    layer = layers.Dropout(0.4)
+    inputs = tf.ones((50, 50))
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+    np.testing.assert_array_equal(tape.gradient(outputs, inputs), outputs)
+    assert layer(inputs, training=False) is inputs
+    assert layers.Dropout(0.0)(inputs, training=True) is inputs
+    half = layers.Dropout(0.4, dtype="mixed_bfloat16")(tf.ones((9, 9), tf.bfloat16), training=True)
+    assert half.dtype == tf.bfloat16
+
+
 def test_fused_batch_normalization_keeps_16_bit_activations():
     layer = layers.FusedBatchNormalization(dtype="mixed_bfloat16")
     outputs = layer(tf.ones((4, 3, 3, 2), tf.bfloat16), training=True)

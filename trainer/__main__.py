@@ -5,7 +5,6 @@
 Flags become a `Config`; everything else is in `train.train_and_evaluate`.
 """
 
-import dataclasses
 import sys
 
 from absl import app, flags
@@ -19,16 +18,7 @@ _RESUME = flags.DEFINE_bool(
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
-def _define_config_flags() -> None:
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-    for field in dataclasses.fields(config_lib.Config):
-        if choices := field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["meaning"])
-        else:
-            define[field.type](field.name, field.default, field.metadata["meaning"])
-
-
-_define_config_flags()
+config_lib.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -39,10 +29,7 @@ def main(argv: list[str]) -> None:
     from trainer import train  # Imports TensorFlow, which --help need not wait for.
 
     try:
-        config = config_lib.Config(
-            **{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(config_lib.Config)}
-        )
-        train.train_and_evaluate(config, _RUN_DIR.value, resume=_RESUME.value)
+        train.train_and_evaluate(config_lib.from_flags(), _RUN_DIR.value, resume=_RESUME.value)
     except config_lib.UsageError as error:
         sys.exit(str(error))
 

@@ -4,6 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
+flags.disclaim_key_flags()  # --help counts the flags to the program that asks for them.
+
+AUGMENTATIONS = ("flip", "crop", "color", "erase")
+
 
 def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None):
     metadata = {"meaning": meaning, "choices": choices, "minimum": minimum}
@@ -32,13 +38,19 @@ class Config:
     seed: int = _setting(0, "Seed of the weights, the shuffle order and dropout.", minimum=0)
     max_steps: int = _setting(0, "Stop after this many steps; 0: no limit.", minimum=0)
 
+    augment: str = _setting("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
+
     precision: str = _setting("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
     strategy: str = _setting("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
     tpu: str = _setting("", "Name or address of the TPU, for --strategy=tpu.")
     logical_cpus: int = _setting(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
 
-    cache: str = _setting("auto", "What stays in memory: decoded posters (uint8), encoded ones (JPEG) or none; auto: decoded if it fits.", choices=("auto", "decoded", "encoded", "none"))
-    shuffle_buffer: int = _setting(0, "Examples to draw from when shuffling; 0: the whole split, or 4096 with --cache=none.", minimum=0)
+    jit_compile: bool = _setting(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
+    steps_per_call: int = _setting(1, "Steps that the device takes before Python is asked again.", minimum=1)
+    deterministic: bool = _setting(False, "The same seed gives the same weights, bit for bit, on the same machine; may be slower on a GPU.")
+
+    cache: str = _setting("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
+    shuffle_buffer: int = _setting(0, "Examples to draw from when shuffling; 0: the whole split if it is in memory, 1024 with --cache=disk, 4096 with --cache=none.", minimum=0)
     # fmt: on
 
     def __post_init__(self):
@@ -54,6 +66,16 @@ class Config:
                 raise UsageError(f"--{field.name}={value}: choose one of {', '.join(choices)}.")
             if minimum is not None and value < minimum:
                 raise UsageError(f"--{field.name}={value}: must be at least {minimum}.")
+        if unknown := set(self.augmentations) - set(AUGMENTATIONS):
+            raise UsageError(
+                f"--augment={self.augment}: there is no {', '.join(sorted(unknown))!r}; choose of "
+                f"{', '.join(AUGMENTATIONS)}."
+            )
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The random changes that `augment` names."""
+        return tuple(name.strip() for name in self.augment.split(",") if name.strip())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as a JSON object."""
@@ -64,3 +86,30 @@ class Config:
         """Inverse of `to_json`; settings that are no longer known are left out."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def define_flags(names: Sequence[str] = ()) -> None:
+    """Defines a flag for each setting, or for those named."""
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(Config):
+        if names and field.name not in names:
+            continue
+        if choices := field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["meaning"])
+        else:
+            define[field.type](field.name, field.default, field.metadata["meaning"])
+
+
+def from_flags(names: Sequence[str] = ()) -> Config:
+    """Returns the settings that the flags of `define_flags(names)` give.
+
+    Raises:
+        UsageError: a setting cannot be used.
+    """
+    names = names or [field.name for field in dataclasses.fields(Config)]
+    return Config(**{name: flags.FLAGS[name].value for name in names})

@@ -77,14 +77,20 @@ def make_eval_step(model, strategy: tf.distribute.Strategy):
     return make_step(replica_step, strategy)
 
 
-def make_step(replica_step, strategy: tf.distribute.Strategy):
-    """Returns a compiled function that takes an iterator's next batch through all replicas.
+def make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
+    """Returns a compiled function that takes an iterator's next batches through all replicas.
 
     Args:
-        replica_step: takes a replica's part of the batch and returns tensors whose first
+        replica_step: takes a replica's part of a batch and returns tensors whose first
             axis is the example's; they are joined.
         strategy: where the replicas are.
+        jit_compile: whether XLA compiles `replica_step`.
+
+    Returns:
+        Function of the iterator and of the number of batches, 1 unless said otherwise.
     """
+    if jit_compile:
+        replica_step = tf.function(replica_step, jit_compile=True)
 
     @tf.function
     def step(iterator):
@@ -93,7 +99,25 @@ def make_step(replica_step, strategy: tf.distribute.Strategy):
             return outputs
         return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
 
-    return step
+    @tf.function
+    def steps(iterator, num_steps):
+        outputs = step(iterator)
+        # The last batch of an epoch may be smaller than the others.
+        arrays = {
+            name: tf.TensorArray(
+                value.dtype, num_steps, infer_shape=False, element_shape=[None, *value.shape[1:]]
+            ).write(0, value)
+            for name, value in outputs.items()
+        }
+        for i in tf.range(1, num_steps):
+            outputs = step(iterator)
+            arrays = {name: array.write(i, outputs[name]) for name, array in arrays.items()}
+        return {name: array.concat() for name, array in arrays.items()}
+
+    def take_steps(iterator, num_steps: int = 1):
+        return step(iterator) if num_steps == 1 else steps(iterator, tf.constant(num_steps))
+
+    return take_steps
 
 
 def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,18 +7,20 @@ resumed sees what an uninterrupted one would have seen.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401  (registers the dataset)
-from trainer import config as config_lib, preprocessing, runtime
+from trainer import augmentation, config as config_lib, preprocessing, runtime
 
 # tf.data's default pool has one thread a core, and threads that wait for a decoded
 # poster take part of it: 2 cores stood 27% idle. More threads than cores keep all busy.
 _THREADS_PER_CORE = 8
-_SHUFFLE_BUFFER_UNCACHED = 4096
+_SHUFFLE_BUFFERS = {"none": 4096, "disk": 1024}  # Of encoded posters, and of decoded ones.
 _MEMORY_SHARE_FOR_CACHE = 0.5
 
 
@@ -67,12 +69,44 @@ def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
     return builder.info.splits[split].num_examples
 
 
-def choose_cache(name: str, decoded_bytes: int) -> str:
-    """Resolves `--cache=auto`: decoded if that takes at most half of the free memory."""
+class Cache(NamedTuple):
+    """What is kept of a split after its first epoch, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_cache(
+    name: str, builder: tfds.core.DatasetBuilder, split: str, image_size: int
+) -> Cache:
+    """Resolves `--cache=auto`: what fits in half of the memory that is free.
+
+    Args:
+        name: of `--cache`.
+        builder: an open dataset.
+        split: the split to keep.
+        image_size: side of the decoded posters, in pixels.
+    """
     if name != "auto":
-        return name
-    fits = decoded_bytes <= _MEMORY_SHARE_FOR_CACHE * runtime.available_memory()
-    return "decoded" if fits else "none"
+        return Cache(name, f"as --cache={name} says")
+    free = runtime.available_memory()
+    room = free * _MEMORY_SHARE_FOR_CACHE
+    decoded = num_examples(builder, split) * image_size**2 * 3
+    encoded = builder.info.splits[split].num_bytes
+    memory = f"half of the {free / 1e9:.1f} GB of free memory"
+    if decoded <= room:
+        return Cache("decoded", f"{decoded / 1e9:.2f} GB of decoded posters fit in {memory}")
+    if encoded <= room:
+        return Cache(
+            "encoded",
+            f"{decoded / 1e9:.2f} GB of decoded posters do not fit in {memory}, "
+            f"{encoded / 1e9:.2f} GB of encoded ones do",
+        )
+    return Cache(
+        "none",
+        f"{encoded / 1e9:.2f} GB of encoded posters do not fit in {memory}; --cache=disk keeps "
+        f"{decoded / 1e9:.2f} GB of decoded ones on disk",
+    )
 
 
 def train_dataset(
@@ -85,6 +119,8 @@ def train_dataset(
     shuffle_buffer: int,
     seed: int,
     start_step: int = 0,
+    augment: Sequence[str] = (),
+    cache_file: str = "",
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches: epoch after epoch, each example once in each.
 
@@ -93,10 +129,12 @@ def train_dataset(
         split: the split to read.
         image_size: side S of the posters, in pixels.
         batch_size: global batch size B; an epoch's last batch may be smaller.
-        cache: decoded, encoded or none.
-        shuffle_buffer: examples to draw from; 0: the whole split where it is cached.
-        seed: together with the epoch's number, gives the order.
+        cache: decoded, encoded, disk or none.
+        shuffle_buffer: examples to draw from; 0: the whole split where it is in memory.
+        seed: together with the epoch's number, gives the order and the changes.
         start_step: batches that an interrupted run has trained on.
+        augment: random changes, of `config.AUGMENTATIONS`.
+        cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
 
     Yields:
         `image` uint8 [B, S, S, 3] and `genres` float32 [B, G], multi-hot.
@@ -104,24 +142,36 @@ def train_dataset(
     size = num_examples(builder, split)
     steps_per_epoch = math.ceil(size / batch_size)
     load = _loader(builder, image_size)
-    examples = _read(builder, split)
-    if cache == "decoded":
-        examples = _map(examples, load).cache()
-    elif cache == "encoded":
-        examples = examples.cache()
-    buffer = shuffle_buffer or (_SHUFFLE_BUFFER_UNCACHED if cache == "none" else size)
+    examples = read(builder, split)
+    if augment:
+        # An example's place tells it from the others in each epoch.
+        examples = examples.enumerate().map(lambda index, example: {**example, "index": index})
+    keeps_decoded = cache in ("decoded", "disk")
+    if keeps_decoded:
+        examples = _map(examples, load)
+    if cache != "none":
+        examples = examples.cache(cache_file if cache == "disk" else "")
+    buffer = shuffle_buffer or _SHUFFLE_BUFFERS.get(cache, size)
 
     def one_epoch(epoch):
-        shuffled = examples.shuffle(
+        def change(example):
+            index = example.pop("index")
+            image = augmentation.augment(example["image"], augment, seed, epoch, index)
+            return {**example, "image": image}
+
+        loaded = examples.shuffle(
             min(buffer, size), seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False
         )
-        loaded = shuffled if cache == "decoded" else _map(shuffled, load)
+        if not keeps_decoded:
+            loaded = _map(loaded, load)
+        if augment:
+            loaded = _map(loaded, change)
         return loaded.batch(batch_size)
 
     start_epoch, start_batch = divmod(start_step, steps_per_epoch)
     batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch).skip(start_batch)
     # Known to be endless, it spares tf.distribute a look for replicas without a batch.
-    return _finish(
+    return finish(
         batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
 
@@ -137,7 +187,7 @@ def eval_dataset(
     Yields:
         `image` uint8 [B, S, S, 3], `genres` float32 [B, G] and `weight` float32 [B].
     """
-    examples = _read(builder, split)
+    examples = read(builder, split)
     if cache == "encoded":
         examples = examples.cache()
     examples = _map(examples, _loader(builder, image_size))
@@ -155,7 +205,30 @@ def eval_dataset(
             lambda x: tf.ensure_shape(x, [batch_size, *x.shape[1:]]), padded
         )
 
-    return _finish(examples.batch(batch_size).map(fill_up).repeat())
+    return finish(examples.batch(batch_size).map(fill_up).repeat())
+
+
+def example_variants(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    *,
+    image_size: int,
+    seed: int,
+    augment: Sequence[str],
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the split's first poster and what `augment` makes of it in the first epochs.
+
+    Returns:
+        uint8 [S, S, 3] and uint8 [count, S, S, 3].
+    """
+    image = next(iter(read(builder, split).map(_loader(builder, image_size))))["image"]
+    index = tf.constant(0, tf.int64)
+    variants = [
+        augmentation.augment(image, augment, seed, tf.constant(epoch, tf.int64), index)
+        for epoch in range(count)
+    ]
+    return image.numpy(), np.stack(variants)
 
 
 def base_rates(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
@@ -175,9 +248,9 @@ def base_rates(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
     return counts.numpy() / num_examples(builder, split)
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+def read(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
     """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`."""
-    parallelism = _threads()
+    parallelism = num_threads()
     return builder.as_dataset(
         split,
         decoders={"image": tfds.decode.SkipDecoding()},
@@ -193,10 +266,13 @@ def _loader(builder: tfds.core.DatasetBuilder, image_size: int):
     num_genres = len(genre_names(builder))
 
     def load(example):
-        return {
+        loaded = {
             "image": preprocessing.decode_and_resize(example["image"], image_size),
             "genres": _multi_hot(example["genres"], num_genres),
         }
+        if "index" in example:
+            loaded["index"] = example["index"]
+        return loaded
 
     return load
 
@@ -206,19 +282,21 @@ def _multi_hot(indices: tf.Tensor, num_genres: int) -> tf.Tensor:
 
 
 def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
-    return dataset.map(function, num_parallel_calls=_threads())
+    return dataset.map(function, num_parallel_calls=num_threads())
 
 
-def _finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a dataset with the options and the prefetch that every pipeline here has."""
     options = tf.data.Options()
     # Parallelism is explicit; an iterator that autotunes blocks when it is destroyed,
     # until its optimizer thread wakes: 10 s and more.
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = _threads()
+    options.threading.private_threadpool_size = num_threads()
     # Several workers each take their part of every global batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(2).with_options(options)
 
 
-def _threads() -> int:
+def num_threads() -> int:
+    """Returns the threads that a pipeline runs on, and its calls in parallel."""
     return _THREADS_PER_CORE * runtime.num_cores()

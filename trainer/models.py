@@ -41,17 +41,17 @@ def reference_cnn(image_size: int, num_genres: int, precision: str) -> keras.Mod
     stack.append(keras.layers.Rescaling(RESCALE, dtype=precision))
     for filters, dropout in ((16, 0.3), (32, 0.3), (64, 0.4), (128, 0.5)):
         stack += [
-            keras.layers.Conv2D(filters, 3, activation="relu", dtype=precision),
+            layers.Conv2D(filters, 3, activation="relu", dtype=precision),
             layers.FusedBatchNormalization(dtype=precision),
             keras.layers.MaxPooling2D(2, dtype=precision),
-            keras.layers.Dropout(dropout, dtype=precision),
+            layers.Dropout(dropout, dtype=precision),
         ]
     stack.append(keras.layers.Flatten(dtype=precision))
     for _ in range(2):
         stack += [
             keras.layers.Dense(128, activation="relu", dtype=precision),
             layers.FusedBatchNormalization(dtype=precision),
-            keras.layers.Dropout(0.5, dtype=precision),
+            layers.Dropout(0.5, dtype=precision),
         ]
     stack.append(keras.layers.Dense(num_genres, dtype="float32", name="logits"))
     return keras.Sequential(stack, name="reference_cnn")

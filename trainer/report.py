@@ -6,6 +6,7 @@ import sys
 import time
 
 import matplotlib.figure
+import numpy as np
 import tensorflow as tf
 import tqdm
 
@@ -19,6 +20,7 @@ _HEADINGS = {
     "lrap": "LRAP",
 }
 _SECONDS_BETWEEN_LINES = 30
+NUM_VARIANTS = 11  # Of a poster, beside itself in two rows.
 
 
 class Progress:
@@ -39,14 +41,14 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def update(self, images: int) -> None:
-        """Counts one more step, which took `images` posters."""
-        self._steps += 1
+    def update(self, images: int, steps: int = 1) -> None:
+        """Counts more steps, which took `images` posters."""
+        self._steps += steps
         self._images += images
         now = time.monotonic()
         rate = f"{self._images / (now - self._start):.0f} img/s"
         self._bar.set_postfix_str(rate, refresh=False)
-        self._bar.update()
+        self._bar.update(steps)
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (self._num_steps - self._steps) * (now - self._start) / self._steps
@@ -102,6 +104,28 @@ def draw_learning_curves(records: list[dict]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()
+
+
+def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
+    """Draws a poster and what augmentation makes of it, epoch by epoch.
+
+    Args:
+        image: uint8 [S, S, 3].
+        variants: uint8 [NUM_VARIANTS, S, S, 3].
+
+    Returns:
+        A PNG.
+    """
+    figure = matplotlib.figure.Figure(figsize=(13, 5), layout="constrained")
+    titles = ["as it is", *(f"epoch {epoch + 1}" for epoch in range(len(variants)))]
+    panels = figure.subplots(2, (NUM_VARIANTS + 1) // 2).flat
+    for axes, title, picture in zip(panels, titles, [image, *variants], strict=True):
+        axes.imshow(picture)
+        axes.set_title(title)
+        axes.axis("off")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=100)
     return png.getvalue()

@@ -1,18 +1,31 @@
 """What a run leaves on disk, and how it is written so that nobody reads half of it.
 
-config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png
+config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
 """
 
+import atexit
 import json
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from trainer import config as config_lib
 
 # What may change when a run is continued: none of these changes what is learned.
-_MAY_CHANGE = {"data_dir", "epochs", "max_steps", "cache", "strategy", "tpu", "logical_cpus"}
+_MAY_CHANGE = {
+    "data_dir",
+    "epochs",
+    "max_steps",
+    "cache",
+    "strategy",
+    "tpu",
+    "logical_cpus",
+    "jit_compile",
+    "steps_per_call",
+    "deterministic",
+}
 
 
 class RunDirectory:
@@ -23,6 +36,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.learning_curves = self.path / "learning_curves.png"
+        self.augmentation = self.path / "augmentation.png"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 
@@ -72,6 +86,18 @@ class RunDirectory:
                 + "\n".join(changed)
                 + "\nRepeat its settings to continue it, or choose another directory."
             )
+
+    def new_cache_file(self) -> str:
+        """Returns the name of a file for decoded posters, gone when the process ends.
+
+        tf.data refuses to go on with a cache that was not completed, so what a killed
+        process left is removed.
+        """
+        directory = self.path / "cache"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        return os.fspath(directory / "posters")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the records of `metrics.jsonl`, oldest first."""

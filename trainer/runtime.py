@@ -70,6 +70,12 @@ def choose_precision(name: str) -> str:
     return "mixed_bfloat16" if _cpu_flags() & _CPU_FLAGS_WITH_BFLOAT16 else "float32"
 
 
+def lacks_fast_filter_gradient() -> bool:
+    """Returns whether convolutions run on a CPU for which oneDNN has no fast filter gradient."""
+    devices = tf.config.list_logical_devices()
+    return {device.device_type for device in devices} == {"CPU"} and "avx512f" not in _cpu_flags()
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether this process writes what all workers share: metrics and reports."""
     resolver = strategy.cluster_resolver

@@ -44,11 +44,19 @@ def train_and_evaluate(
     genres = input_pipeline.genre_names(builder)
     num_train = input_pipeline.num_examples(builder, config.train_split)
     num_test = input_pipeline.num_examples(builder, config.test_split)
-    decoded_bytes = num_train * config.image_size**2 * 3
-    cache = input_pipeline.choose_cache(config.cache, decoded_bytes)
+    cache = input_pipeline.choose_cache(
+        config.cache, builder, config.train_split, config.image_size
+    )
+    if config.jit_compile and strategy.num_replicas_in_sync > 1:
+        raise config_lib.UsageError(
+            f"--jit_compile is for one replica; here are {strategy.num_replicas_in_sync}. Leave it "
+            "out, or choose --strategy=one_device."
+        )
 
     # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
     keras.utils.set_random_seed(config.seed + 1)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     with strategy.scope():
         model = models.create_model(config.model, config.image_size, len(genres), precision)
         optimizer = create_optimizer(config.learning_rate, precision)
@@ -60,10 +68,10 @@ def train_and_evaluate(
     if config.max_steps:
         last_step = min(last_step, config.max_steps)
     print(
-        f"{config.model}, {model.count_params():,} parameters, {precision}, cache {cache}, "
+        f"{config.model}, {model.count_params():,} parameters, {precision}, "
         f"{strategy.num_replicas_in_sync} replica(s)\n"
         f"{builder.info.full_name}: {num_train} posters to train on, {num_test} to test on, "
-        f"{len(genres)} genres"
+        f"{len(genres)} genres\ncache {cache.name}: {cache.reason}"
     )
     if chief:
         run.write_config(
@@ -71,7 +79,7 @@ def train_and_evaluate(
             genres=genres,
             precision=precision,
             replicas=strategy.num_replicas_in_sync,
-            cache=cache,
+            cache=cache.name,
             parameters=model.count_params(),
         )
         run.keep_metrics_until(step)
@@ -81,6 +89,17 @@ def train_and_evaluate(
     if step:
         print(f"Going on after step {step} of {last_step}.")
 
+    if chief and config.augment:
+        image, variants = input_pipeline.example_variants(
+            builder,
+            config.train_split,
+            image_size=config.image_size,
+            seed=config.seed,
+            augment=config.augmentations,
+            count=report.NUM_VARIANTS,
+        )
+        run_directory.write_atomically(run.augmentation, report.draw_variants(image, variants))
+
     train_batches, test_batches = (
         iter(strategy.experimental_distribute_dataset(dataset))
         for dataset in (
@@ -89,10 +108,12 @@ def train_and_evaluate(
                 config.train_split,
                 image_size=config.image_size,
                 batch_size=config.batch_size,
-                cache=cache,
+                cache=cache.name,
                 shuffle_buffer=config.shuffle_buffer,
                 seed=config.seed,
                 start_step=step,
+                augment=config.augmentations,
+                cache_file=run.new_cache_file() if cache.name == "disk" else "",
             ),
             input_pipeline.eval_dataset(
                 builder,
@@ -100,11 +121,11 @@ def train_and_evaluate(
                 image_size=config.image_size,
                 batch_size=config.batch_size,
                 # Read once an epoch, it need not take the room that decoded posters do.
-                cache="none" if cache == "none" else "encoded",
+                cache="none" if cache.name == "none" else "encoded",
             ),
         )
     )
-    train_step = make_train_step(model, optimizer, strategy)
+    train_step = make_train_step(model, optimizer, strategy, config.jit_compile)
     eval_step = evaluation.make_eval_step(model, strategy)
     base_rates = input_pipeline.base_rates(builder, config.train_split)
 
@@ -113,7 +134,11 @@ def train_and_evaluate(
         steps = min(epoch * steps_per_epoch, last_step) - step
         predicted = {
             config.train_split: _run_steps(
-                train_step, train_batches, steps, f"epoch {epoch}/{config.epochs}"
+                train_step,
+                train_batches,
+                steps,
+                f"epoch {epoch}/{config.epochs}",
+                config.steps_per_call,
             ),
             config.test_split: _run_steps(
                 eval_step,
@@ -157,8 +182,10 @@ def create_optimizer(learning_rate: float, precision: str) -> keras.optimizers.O
     return optimizer
 
 
-def make_train_step(model: keras.Model, optimizer, strategy: tf.distribute.Strategy):
-    """Returns a compiled function that trains on the next global batch of an iterator.
+def make_train_step(
+    model: keras.Model, optimizer, strategy: tf.distribute.Strategy, jit_compile: bool = False
+):
+    """Returns a compiled function that trains on the next global batches of an iterator.
 
     It gives the labels and the logits [B, G] of all replicas together, and weights [B]
     of one.
@@ -182,7 +209,7 @@ def make_train_step(model: keras.Model, optimizer, strategy: tf.distribute.Strat
         weight = tf.ones_like(batch["genres"][:, 0])
         return {"labels": batch["genres"], "logits": logits, "weight": weight}
 
-    return evaluation.make_step(replica_step, strategy)
+    return evaluation.make_step(replica_step, strategy, jit_compile)
 
 
 def _agree_on_overflow(gradients: list[tf.Tensor], context) -> list[tf.Tensor]:
@@ -197,13 +224,16 @@ def _agree_on_overflow(gradients: list[tf.Tensor], context) -> list[tf.Tensor]:
     return [gradients[0] + tf.cast(poison, gradients[0].dtype), *gradients[1:]]
 
 
-def _run_steps(step, batches, num_steps: int, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+def _run_steps(
+    step, batches, num_steps: int, name: str, steps_per_call: int = 1
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Runs steps and returns labels and logits [N, G] and the seconds that it took."""
     start = time.perf_counter()
     outputs = []
     with report.Progress(name, num_steps) as progress:
-        for _ in range(num_steps):
-            outputs.append(step(batches))
-            progress.update(len(outputs[-1]["weight"]))
+        for done in range(0, num_steps, steps_per_call):
+            steps = min(steps_per_call, num_steps - done)
+            outputs.append(step(batches, steps))
+            progress.update(len(outputs[-1]["weight"]), steps)
     labels, logits = evaluation.collect(outputs)
     return labels, logits, time.perf_counter() - start

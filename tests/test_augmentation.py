@@ -1,0 +1,161 @@
+"""Each change is what it says, and depends on (seed, epoch, example) alone."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import test_preprocessing
+from trainer import augmentation, config, input_pipeline
+
+SIZE = 32
+
+
+def poster(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def variants(changes, count=40, image=None, seed=0, index=0):
+    image = tf.constant(poster() if image is None else image)
+
+    @tf.function
+    def augment(epoch):
+        return augmentation.augment(image, changes, seed, epoch, tf.constant(index, tf.int64))
+
+    return [augment(tf.constant(epoch, tf.int64)).numpy() for epoch in range(count)]
+
+
+def test_nothing_chosen_changes_nothing():
+    for variant in variants((), count=3):
+        np.testing.assert_array_equal(variant, poster())
+
+
+def test_flip_mirrors_about_half():
+    mirrored = [np.array_equal(variant, poster()[:, ::-1]) for variant in variants(("flip",))]
+    same = [np.array_equal(variant, poster()) for variant in variants(("flip",))]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True))
+    assert 10 <= sum(mirrored) <= 30
+
+
+def test_crop_is_a_part_of_the_poster_resized():
+    """On a ramp of columns and rows the corners say what was cut out."""
+    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0:SIZE, 0:SIZE], 0), axis=-1).astype(np.uint8)
+    areas = []
+    for variant in variants(("crop",), image=ramp):
+        top, left = variant[0, 0, :2].astype(int)
+        bottom, right = variant[-1, -1, :2].astype(int)
+        cut = ramp[top : bottom + 1, left : right + 1]
+        expected = test_preprocessing.bilinear(cut, SIZE)
+        assert np.abs(variant - expected).max() <= 0.51
+        areas.append(cut.shape[0] * cut.shape[1] / SIZE**2)
+    assert 0.55 < min(areas) < 0.75
+    assert 0.85 < max(areas) <= 1
+
+
+def test_color_scales_saturation_contrast_and_brightness():
+    """The factors are found again by least squares from the definition."""
+    # Far from black and white, so that nothing is clipped.
+    image = np.random.default_rng(0).integers(80, 160, (SIZE, SIZE, 3)).astype(np.uint8)
+    luma = image.astype(float) @ [0.299, 0.587, 0.114]
+    found = []
+    for variant in variants(("color",), image=image):
+        # brightness * (mean + contrast * (luma + saturation * (image - luma) - mean))
+        basis = np.stack(
+            [
+                (image - luma[..., None]).ravel(),
+                np.repeat(luma - luma.mean(), 3),
+                np.full(image.size, luma.mean()),
+            ],
+            axis=1,
+        )
+        solution, *_ = np.linalg.lstsq(basis, variant.ravel().astype(float), rcond=None)
+        assert np.abs(basis @ solution - variant.ravel()).max() <= 0.75
+        by_both, by_contrast, brightness = solution
+        found.append((by_both / by_contrast, by_contrast / brightness, brightness))
+    for factor in np.transpose(found):
+        assert 0.7 < factor.min() < 0.85
+        assert 1.15 < factor.max() < 1.3
+
+
+def test_erase_greys_a_rectangle_of_about_half():
+    shares = []
+    for variant in variants(("erase",)):
+        changed = (variant != poster()).any(axis=-1)
+        assert (variant[changed] == 128).all()
+        if changed.any():
+            rows, columns = changed.any(axis=1), changed.any(axis=0)
+            # Noise that happens to be grey already may be missing from it.
+            assert changed.sum() >= rows.sum() * columns.sum() * 0.97
+            shares.append(changed.mean())
+    assert 10 <= len(shares) <= 30
+    assert 0.01 < min(shares) < 0.08
+    assert 0.1 < max(shares) < 0.25
+
+
+def test_seed_epoch_and_example_each_count():
+    changes = config.AUGMENTATIONS
+    first, again = variants(changes, 2), variants(changes, 2)
+    np.testing.assert_array_equal(first, again)
+    others = [variants(changes, 1, seed=1)[0], variants(changes, 1, index=1)[0], first[1]]
+    for a, b in itertools.combinations([first[0], *others], 2):
+        assert (a != b).any()
+
+
+def test_choosing_one_more_change_leaves_the_others():
+    for flipped, both in zip(variants(("flip",)), variants(("flip", "erase")), strict=True):
+        kept = (both != 128).any(axis=-1)
+        np.testing.assert_array_equal(flipped[kept], both[kept])
+
+
+@pytest.fixture(scope="module")
+def builder(data_dir):
+    return input_pipeline.open_dataset("poster_tfds/synthetic", str(data_dir))
+
+
+def epochs(builder, tmp_path, cache, augment=("flip", "color"), start_step=0, count=32):
+    dataset = input_pipeline.train_dataset(
+        builder,
+        "train",
+        image_size=48,
+        batch_size=32,
+        cache=cache,
+        shuffle_buffer=0 if cache != "disk" else 510,
+        seed=5,
+        augment=augment,
+        start_step=start_step,
+        cache_file=str(tmp_path / "posters"),
+    )
+    return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
+def test_the_pipeline_draws_anew_each_epoch_whatever_the_cache(builder, tmp_path):
+    per_cache = {
+        cache: epochs(builder, tmp_path / cache, cache)
+        for cache in ("decoded", "encoded", "none", "disk")
+        if (tmp_path / cache).mkdir() is None
+    }
+    first_epoch, second_epoch = (
+        {image.tobytes() for batch in part for image in batch["image"]}
+        for part in (per_cache["decoded"][:16], per_cache["decoded"][16:])
+    )
+    assert len(first_epoch) == len(second_epoch) == 510
+    assert len(first_epoch & second_epoch) < 10
+    for cache, batches in per_cache.items():
+        # Without a cache the buffer is smaller, but not for so few posters.
+        for expected, batch in zip(per_cache["decoded"], batches, strict=True):
+            assert batch.keys() == {"image", "genres"}
+            np.testing.assert_array_equal(batch["image"], expected["image"], err_msg=cache)
+
+
+def test_a_resumed_pipeline_draws_what_the_other_would_have(builder, tmp_path):
+    whole = epochs(builder, tmp_path, "encoded", count=20)
+    resumed = epochs(builder, tmp_path, "encoded", start_step=18, count=2)
+    for a, b in zip(whole[18:], resumed, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def test_an_unknown_change_is_refused_by_name():
+    with pytest.raises(config.UsageError, match="--augment=flip,blur: there is no 'blur'"):
+        config.Config(augment="flip,blur")
+    assert config.Config(augment="flip, erase").augmentations == ("flip", "erase")

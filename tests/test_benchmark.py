@@ -1,0 +1,94 @@
+"""The benchmark measures every stage and says what its figures mean."""
+
+import json
+import sys
+
+import pytest
+
+from tests import conftest
+from trainer import models
+from trainer.benchmark import __main__ as benchmark, stages, turns
+
+NAMES = [
+    *("read", "parse", "decode", "resize", "cold_pipeline", "warm_pipeline"),
+    *("step_resident", "step_fed_cold", "step_fed_warm", "tutorial_loop", "keras_fit"),
+]
+
+
+def test_every_stage_is_measured_and_written(data_dir, tmp_path):
+    result = conftest.run(
+        sys.executable,
+        "-m",
+        "trainer.benchmark",
+        "--dataset=poster_tfds/synthetic",
+        f"--data_dir={data_dir}",
+        "--image_size=48",
+        "--batch_size=8",
+        "--seconds=0",
+        "--compare=tutorial,keras_fit",
+        f"--json={tmp_path / 'figures.json'}",
+    )
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["device"] == "CPU"
+    assert figures["cores"] >= 1
+    assert figures["peak_memory_bytes"] > 10**8
+    assert sorted(figures["stages"]) == sorted(NAMES)
+    for name, stage in figures["stages"].items():
+        assert name in result.stdout
+        assert stage.keys() == {"images_per_second", "cpu_ms_per_image", "cores_busy"}
+        assert stage["images_per_second"] > 0
+        cores = stage["images_per_second"] * stage["cpu_ms_per_image"] / 1000
+        assert cores == pytest.approx(stage["cores_busy"])
+    assert not result.stderr.strip()
+
+
+def test_a_peer_that_is_not_known_is_refused():
+    result = conftest.run(
+        sys.executable, "-m", "trainer.benchmark", "--compare=keras_fit,jax", check=False
+    )
+    assert result.returncode == 1
+    assert "--compare=jax: choose from tutorial, opencv, keras_fit, pytorch" in result.stderr
+
+
+def test_a_turn_counts_what_was_done_while_the_clock_ran():
+    calls = []
+
+    def step():
+        calls.append(sum(range(10_000)))
+        return 7
+
+    turn = turns.take_turn(step, 0.05) + turns.take_turn(step, 0)
+    assert turn.images == 7 * (len(calls) - 6)  # Three to warm up, twice.
+    assert turn.seconds >= 0.05
+    figures = turn.figures()
+    assert figures["images_per_second"] == turn.images / turn.seconds
+    assert figures["cpu_ms_per_image"] == 1000 * turn.cpu_seconds / turn.images
+
+
+def test_operations_of_the_reference_cnn():
+    """Counted by hand from the tutorial's table: multiplications and additions."""
+    convolutions = [
+        2 * side**2 * filters * 9 * channels
+        for side, channels, filters in ((348, 3, 16), (172, 16, 32), (84, 32, 64), (40, 64, 128))
+    ]
+    dense = [2 * 51200 * 128, 2 * 128 * 128, 2 * 128 * 25]
+    expected = 3 * sum(convolutions + dense) - convolutions[0]
+    model = models.create_model("reference_cnn", 350, 25, "float32")
+    assert stages.training_flops(model) == expected
+    assert expected == pytest.approx(2.55e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("cold", "warm", "said"),
+    [
+        (10, 10, "The training step is the bottleneck"),
+        (5, 10, "most of its time is resize (0.70 CPU ms a poster). --cache=decoded"),
+        (5, 5, "leave out --augment"),
+    ],
+)
+def test_the_bottleneck_is_named_with_its_flag(cold, warm, said):
+    costs = {"read": 0.2, "parse": 0.3, "decode": 0.9, "resize": 1.6, "cold_pipeline": 1.7}
+    figures = {name: {"cpu_ms_per_image": cost} for name, cost in costs.items()}
+    for name, speed in (("resident", 10), ("fed_cold", cold), ("fed_warm", warm)):
+        figures[f"step_{name}"] = {"images_per_second": speed}
+    assert said in benchmark.explain(figures)

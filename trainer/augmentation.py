@@ -1,0 +1,86 @@
+"""Random changes to training posters, drawn from (seed, epoch, example).
+
+The same seed, epoch and example give the same change, whatever was drawn before, so that
+a run can be repeated and resumed. Each change has its own numbers: choosing one more
+leaves the others as they were.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from trainer import preprocessing
+
+_CROPPED_AREA = (0.6, 1.0)  # Share of the poster that a crop keeps.
+_CROPPED_ASPECT = (3 / 4, 4 / 3)
+_COLOR = (0.75, 1.25)  # Factors of brightness, contrast and saturation.
+_ERASED_AREA = (0.02, 0.2)
+_ERASED_ASPECT = (1 / 2, 2)
+_ERASED_LEVEL = 128
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG.
+
+
+def augment(
+    image: tf.Tensor, changes: Sequence[str], seed: int, epoch: tf.Tensor, index: tf.Tensor
+) -> tf.Tensor:
+    """Changes a poster at random.
+
+    Args:
+        image: uint8 [S, S, 3].
+        changes: of flip (left to right, every other poster), crop (60 to 100% of the
+            area, resized to the whole), color (brightness, contrast, saturation by up
+            to a quarter), erase (a grey rectangle of 2 to 20% of the area, on every
+            other poster).
+        seed: of the run.
+        epoch: int64 scalar.
+        index: int64 scalar, the example's place in its split.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
+    draws = tf.random.stateless_uniform([4, 5], tf.stack([seed * 1_000_003 + epoch, index]))
+    for change, draw in zip((_crop, _flip, _color, _erase), tf.unstack(draws), strict=True):
+        if change.__name__.removeprefix("_") in changes:
+            image = change(image, draw)
+    return image
+
+
+def _flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    return tf.cond(draw[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def _crop(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    size = image.shape[0]
+    top, left, height, width = _rectangle(size, draw, _CROPPED_AREA, _CROPPED_ASPECT)
+    return preprocessing.resize(image[top : top + height, left : left + width], size)
+
+
+def _color(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    """Saturation, then contrast about the mean luma, then brightness: one affine map."""
+    low, high = _COLOR
+    brightness, contrast, saturation = tf.unstack(low + (high - low) * draw[:3])
+    luma = tf.constant(_LUMA)
+    pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
+    mean = tf.tensordot(tf.reduce_mean(pixels, axis=0), luma, 1)
+    to_luma = tf.tile(luma[:, None], [1, 3])
+    matrix = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * to_luma)
+    changed = tf.matmul(pixels, matrix) + brightness * (1 - contrast) * mean
+    return tf.reshape(tf.cast(tf.round(tf.clip_by_value(changed, 0, 255)), tf.uint8), image.shape)
+
+
+def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    size = image.shape[0]
+    top, left, height, width = _rectangle(size, draw, _ERASED_AREA, _ERASED_ASPECT)
+    rows, columns = tf.range(size)[:, None, None], tf.range(size)[None, :, None]
+    erased = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+    return tf.where(erased & (draw[4] < 0.5), tf.constant(_ERASED_LEVEL, tf.uint8), image)
+
+
+def _rectangle(size: int, draw: tf.Tensor, areas: tuple, aspects: tuple) -> list[tf.Tensor]:
+    """Returns top, left, height and width of a rectangle in a square, int32 scalars."""
+    area = areas[0] + (areas[1] - areas[0]) * draw[0]
+    aspect = aspects[0] * (aspects[1] / aspects[0]) ** draw[1]
+    sides = tf.sqrt(area * tf.stack([1 / aspect, aspect]))
+    lengths = tf.cast(tf.clip_by_value(tf.round(size * sides), 1, size), tf.int32)
+    corner = tf.cast(draw[2:4] * tf.cast(size - lengths + 1, tf.float32), tf.int32)
+    return [*tf.unstack(tf.minimum(corner, size - lengths)), *tf.unstack(lengths)]

@@ -1,0 +1,193 @@
+"""Where the time goes, on the machine at hand.
+
+    python -m trainer.benchmark --dataset=poster_tfds/imdb --compare=tutorial,keras_fit
+
+Everything is measured in one run, in turns, so that stages can be compared.
+"""
+
+import contextlib
+import importlib.util
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+
+from trainer import config as config_lib, startup
+
+_SETTINGS = (
+    "dataset",
+    "data_dir",
+    "train_split",
+    "image_size",
+    "batch_size",
+    "precision",
+    "augment",
+    "jit_compile",
+)
+_COMPARISONS = ("tutorial", "opencv", "keras_fit", "pytorch")
+_NEEDS = {"opencv": ("cv2", "opencv-python-headless"), "pytorch": ("torch", "torch")}
+_TURNS = 3
+# What each stage cannot exceed.
+_CEILINGS = {
+    "parse": "read",
+    "decode": "parse",
+    "resize": "decode",
+    "cold_pipeline": "resize",
+    "step_fed_cold": "step_resident",
+    "step_fed_warm": "step_resident",
+}
+_KEEPS_UP = 0.95
+
+config_lib.define_flags(_SETTINGS)
+_SECONDS = flags.DEFINE_float("seconds", 9, "How long to measure each stage.", lower_bound=0)
+_COMPARE = flags.DEFINE_list(
+    "compare", [], f"What to measure beside it, of: {', '.join(_COMPARISONS)}."
+)
+_JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
+
+
+def main(argv: list[str]) -> None:
+    """Measures what the flags name and prints one table."""
+    if len(argv) > 1:
+        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    for name in _COMPARE.value:
+        if name not in _COMPARISONS:
+            sys.exit(f"--compare={name}: choose from {', '.join(_COMPARISONS)}.")
+        module, package = _NEEDS.get(name, ("keras", ""))
+        if importlib.util.find_spec(module) is None:
+            sys.exit(f"--compare={name}: install it with `pip install {package}`.")
+    startup.import_tensorflow(_VERBOSE.value)
+    try:
+        measure(config_lib.from_flags(_SETTINGS))
+    except config_lib.UsageError as error:
+        sys.exit(str(error))
+
+
+def measure(config: config_lib.Config) -> None:
+    """Measures all stages in turns, prints them and writes the JSON.
+
+    Raises:
+        config.UsageError: the settings cannot be used; the message says what to do.
+    """
+    import tensorflow as tf
+    import tqdm
+
+    from trainer import input_pipeline, models, run_directory, runtime
+    from trainer.benchmark import peers, stages as stages_lib, turns
+
+    builder = input_pipeline.open_dataset(config.dataset, config.data_dir)
+    input_pipeline.num_examples(builder, config.train_split)
+    precision = runtime.choose_precision(config.precision)
+    num_genres = len(input_pipeline.genre_names(builder))
+    create = {
+        "tutorial": ("tutorial_loop", peers.tutorial_loop, (config,)),
+        "opencv": ("opencv", peers.opencv, (config,)),
+        "keras_fit": ("keras_fit", peers.keras_fit, (config, num_genres)),
+        "pytorch": ("pytorch", peers.pytorch, (config, num_genres)),
+    }
+    with contextlib.ExitStack() as stack:
+        training = stages_lib.training_stages(builder, config, precision)
+        training["step_resident"](0)
+        memory = {"step_resident": turns.peak_memory()}
+        started = {
+            name: stack.enter_context(peers.Peer(function, *arguments))
+            for name, function, arguments in (create[name] for name in _COMPARE.value)
+        }
+        stages = {
+            **stages_lib.pipeline_stages(builder, config),
+            **training,
+            **{name: peer.take_turn for name, peer in started.items()},
+        }
+        measured = {}
+        for _ in range(_TURNS):
+            for name, take_turn in tqdm.tqdm(
+                stages.items(), leave=False, disable=not sys.stderr.isatty()
+            ):
+                turn = take_turn(_SECONDS.value / _TURNS)
+                measured[name] = measured[name] + turn if name in measured else turn
+        memory.update({name: peer.peak_memory() for name, peer in started.items()})
+    flops = stages_lib.matmul_flops(precision, _SECONDS.value / _TURNS)
+    model = models.create_model(config.model, config.image_size, num_genres, precision)
+    limit = flops / stages_lib.training_flops(model)
+    figures = {name: turn.figures() for name, turn in measured.items()}
+    device = tf.config.list_logical_devices()[-1].device_type
+    cores = runtime.num_cores()
+    peak = turns.peak_memory()
+    print(
+        f"{builder.info.full_name} on {device}, {cores} cores, {precision}, batches of "
+        f"{config.batch_size}\n\n{format_table(figures, limit)}\n\n"
+        f"A matrix product of {flops / 1e9:.0f} GFLOP/s would train {limit:.1f} img/s.\n"
+        f"Peak memory: {peak / 1e9:.2f} GB in all; "
+        + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items())
+        + f"\n\n{explain(figures)}"
+    )
+    if _JSON.value:
+        content = {
+            "device": device,
+            "cores": cores,
+            "precision": precision,
+            "peak_memory_bytes": peak,
+            "peak_memory_bytes_by_stage": memory,
+            "matmul_flops": flops,
+            "step_limit_images_per_second": limit,
+            "stages": figures,
+        }
+        run_directory.write_atomically(
+            pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n"
+        )
+
+
+def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
+    """Returns the stages as a table.
+
+    Args:
+        figures: what `turns.Turn.figures` returns, by stage.
+        limit: images a second that the step cannot exceed.
+    """
+    lines = [f"{'':<16}{'img/s':>10}{'CPU ms/img':>12}{'cores busy':>12}{'of its ceiling':>16}"]
+    for name, stage in figures.items():
+        speed = stage["images_per_second"]
+        ceiling = figures[_CEILINGS[name]]["images_per_second"] if name in _CEILINGS else None
+        if name == "step_resident":
+            ceiling = limit
+        share = f"{speed / ceiling:.2f} {_CEILINGS.get(name, 'limit')}" if ceiling else ""
+        lines.append(
+            f"{name:<16}{speed:>10.1f}{stage['cpu_ms_per_image']:>12.2f}"
+            f"{stage['cores_busy']:>12.2f}   {share}"
+        )
+    return "\n".join(lines)
+
+
+def explain(figures: dict[str, dict[str, float]]) -> str:
+    """Says which stage holds training up and which flag would move it."""
+
+    def of_resident(name):
+        return figures[name]["images_per_second"] / figures["step_resident"]["images_per_second"]
+
+    def added_cost(name):
+        before = figures[_CEILINGS[name]]["cpu_ms_per_image"]
+        return figures[name]["cpu_ms_per_image"] - before
+
+    dearest = max(("parse", "decode", "resize", "cold_pipeline"), key=added_cost)
+    if of_resident("step_fed_warm") < _KEEPS_UP:
+        return (
+            "The input holds the step up even from the cache: leave out --augment, or give the "
+            "process more cores."
+        )
+    if of_resident("step_fed_cold") < _KEEPS_UP:
+        return (
+            f"Cold input holds the step up; most of its time is {dearest} "
+            f"({added_cost(dearest):.2f} CPU ms a poster). --cache=decoded does it once, and "
+            "--cache=disk does where memory is short."
+        )
+    return (
+        "The training step is the bottleneck, not the input. A --precision that the device "
+        "computes in, --jit_compile and --steps_per_call on a GPU, and --strategy=mirrored on "
+        "several move it."
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,136 @@
+"""The trainer's own stages: each a function that takes a turn of some seconds."""
+
+import functools
+import time
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from trainer import config as config_lib, input_pipeline, models, preprocessing, train
+from trainer.benchmark import turns
+
+Stage = Callable[[float], turns.Turn]
+_COUNTED = 64  # Examples counted at a time in the stages before batching.
+_MATMUL_SIZE = 4096
+
+
+def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
+    """Returns the stages of the cold pipeline, each with what stands before it.
+
+    Only `cold_pipeline` copies posters into batches; the others count them.
+    """
+    threads = input_pipeline.num_threads()
+    examples = input_pipeline.read(builder, config.train_split)
+    records = tf.data.TFRecordDataset(
+        [str(path) for path in builder.info.splits[config.train_split].filepaths],
+        num_parallel_reads=threads,
+    )
+    decoded = examples.map(
+        lambda example: preprocessing.decode(example["image"]), num_parallel_calls=threads
+    )
+    resized = examples.map(
+        lambda example: preprocessing.decode_and_resize(example["image"], config.image_size),
+        num_parallel_calls=threads,
+    )
+    counted = {
+        "read": records.map(tf.strings.length),
+        "parse": examples.map(lambda example: tf.strings.length(example["image"])),
+        "decode": decoded.map(tf.size),
+        "resize": resized.map(tf.size),
+    }
+    stages = {
+        name: _consume(input_pipeline.finish(dataset.repeat().batch(_COUNTED)))
+        for name, dataset in counted.items()
+    }
+    stages["cold_pipeline"] = _consume(_train_dataset(builder, config, "none"))
+    return stages
+
+
+def training_stages(builder, config: config_lib.Config, precision: str) -> dict[str, Stage]:
+    """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
+    num_genres = len(input_pipeline.genre_names(builder))
+    model = models.create_model(config.model, config.image_size, num_genres, precision)
+    optimizer = train.create_optimizer(config.learning_rate, precision)
+    optimizer.build(model.trainable_variables)
+    train_step = train.make_train_step(
+        model, optimizer, tf.distribute.get_strategy(), config.jit_compile
+    )
+
+    def fed_by(batches) -> Stage:
+        # Reading a result back waits for the device.
+        return functools.partial(
+            turns.take_turn, lambda: len(train_step(batches)["logits"].numpy())
+        )
+
+    batch = resident_batch(config.image_size, config.batch_size, num_genres)
+    cold = _train_dataset(builder, config, "none")
+    cache = input_pipeline.choose_cache("auto", builder, config.train_split, config.image_size)
+    warm = iter(_train_dataset(builder, config, cache.name))
+    return {
+        "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat())),
+        "warm_pipeline": functools.partial(turns.take_turn, lambda: _size(next(warm))),
+        "step_fed_cold": fed_by(iter(cold)),
+        "step_fed_warm": fed_by(warm),
+    }
+
+
+def resident_batch(image_size: int, batch_size: int, num_genres: int) -> dict[str, tf.Tensor]:
+    """Returns a batch of noise: uint8 [B, S, S, 3] and float32 [B, G]."""
+    shape = [batch_size, image_size, image_size, 3]
+    noise = tf.random.stateless_uniform(shape, (0, 0), 0, 256, tf.int32)
+    return {"image": tf.cast(noise, tf.uint8), "genres": tf.zeros([batch_size, num_genres])}
+
+
+def matmul_flops(precision: str, seconds: float) -> float:
+    """Measures floating-point operations a second of a large matrix product."""
+    dtype = keras.DTypePolicy(precision).compute_dtype
+    factor = tf.ones([_MATMUL_SIZE, _MATMUL_SIZE], dtype)
+    product = tf.function(lambda: tf.matmul(factor, factor)[0, 0])
+    product().numpy()
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        product().numpy()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _MATMUL_SIZE**3 / best
+
+
+def training_flops(model: keras.Model) -> float:
+    """Returns the operations that a model's convolutions and dense layers take an image.
+
+    A multiplication with its addition counts as two. The gradients of filters and of
+    inputs each take as much as the forward pass; the first layer's inputs need none.
+    """
+    forward = []
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            positions = 1
+            if isinstance(layer, keras.layers.Conv2D):
+                _, height, width, _ = layer.output.shape
+                positions = height * width
+            forward.append(2 * positions * layer.kernel.shape.num_elements())
+    return 3 * sum(forward) - forward[0]
+
+
+def _train_dataset(builder, config: config_lib.Config, cache: str) -> tf.data.Dataset:
+    return input_pipeline.train_dataset(
+        builder,
+        config.train_split,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        cache=cache,
+        shuffle_buffer=config.shuffle_buffer,
+        seed=config.seed,
+        augment=config.augmentations,
+    )
+
+
+def _consume(dataset: tf.data.Dataset) -> Stage:
+    iterator = iter(dataset)
+    return functools.partial(turns.take_turn, lambda: _size(next(iterator)))
+
+
+def _size(batch) -> int:
+    return len(tf.nest.flatten(batch)[0])
