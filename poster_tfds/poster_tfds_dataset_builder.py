@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import shard_utils
 
-from poster_tfds import build_lock, faults, posters, source as source_lib, synthetic
+from poster_tfds import directory_lock, faults, posters, source as source_lib, synthetic
 
 _MIN_SHARDS = 16
 _MAX_SHARD_BYTES = 128 << 20
@@ -118,7 +118,7 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             RuntimeError: another process is building this configuration.
         """
         directory = epath.Path(self.data_path).parent
-        with build_lock.build_lock(directory):
+        with directory_lock.hold(directory):
             for leftover in directory.glob("incomplete.*"):
                 leftover.rmtree()
             super().download_and_prepare(**kwargs)

@@ -31,6 +31,18 @@ def run(*command, cwd=PROJECT, check=True, **environment):
     return result
 
 
+def start(*command, cwd=PROJECT, **environment):
+    """Starts a command and returns its process."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def tfds_build(*arguments, **kwargs):
     """Runs `tfds build poster_tfds` with the tool that stands beside this Python."""
     tool = pathlib.Path(sys.executable).with_name("tfds")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
-from trainer import evaluation
+from trainer import evaluation, steps
 
 
 @pytest.fixture
@@ -72,6 +72,6 @@ def test_a_filled_up_batch_counts_only_what_is_real():
             "weight": tf.constant([1.0, 0, 0]),
         },
     ]
-    labels, logits = evaluation.collect(outputs)
+    labels, logits = steps.collect(outputs)
     np.testing.assert_array_equal(labels, [*np.eye(3), [2, 2, 2]])
     np.testing.assert_array_equal(logits[:, 0], [7, 7, 7, 9])

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from export import saved_model
 from tests import conftest, test_preprocessing
-from trainer import checkpoints, config, evaluation, input_pipeline
+from trainer import checkpoints, config, datasets, input_pipeline, steps
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def serve(version, images):
 
 
 def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_dir):
-    builder = input_pipeline.open_dataset("poster_tfds/synthetic", str(data_dir))
+    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
     model, facts = checkpoints.restore_model(run_dir)
     batches = input_pipeline.eval_dataset(
         builder, "test", image_size=facts["image_size"], batch_size=32, cache="none"
     )
-    eval_step = evaluation.make_eval_step(model, tf.distribute.get_strategy())
+    eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
     iterator = iter(batches)
-    _, logits = evaluation.collect([eval_step(iterator) for _ in range(2)])
+    _, logits = steps.collect([eval_step(iterator) for _ in range(2)])
 
     encoded = builder.as_dataset(
         "test",

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests import test_preprocessing
-from trainer import config, input_pipeline, runtime
+from trainer import config, datasets, input_pipeline, runtime
 
 SIZE = 48
 NUM_TRAIN, NUM_TEST, BATCH = 510, 90, 32
@@ -20,7 +20,7 @@ CACHES = ["decoded", "encoded", "none"]  # `disk` needs a file: see its own test
 
 @pytest.fixture(scope="module")
 def builder(data_dir):
-    return input_pipeline.open_dataset("poster_tfds/synthetic", str(data_dir))
+    return datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
 
 
 def train_batches(builder, num_batches, **overrides):
@@ -124,7 +124,7 @@ def test_an_evaluation_pass_counts_each_poster_once(builder, cache):
 
 def test_base_rates_are_the_genres_shares(builder, expected_train):
     expected = np.mean([genres for _, genres in expected_train], axis=0)
-    np.testing.assert_allclose(input_pipeline.base_rates(builder, "train"), expected)
+    np.testing.assert_allclose(datasets.base_rates(builder, "train"), expected)
 
 
 def test_decoded_posters_on_disk_are_read_again_from_there(builder, tmp_path):
@@ -151,7 +151,12 @@ def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(build
     assert choose("auto", 2 * decoded - 2).name == "encoded"
     assert choose("auto", 2 * encoded).name == "encoded"
     assert choose("auto", 2 * encoded - 2).name == "none"
-    assert choose("decoded", 0).name == "decoded"
+    # What is asked for by name may take all, but no more than there is.
+    assert choose("decoded", decoded) == ("decoded", "as --cache=decoded says")
+    assert choose("decoded", decoded - 1).name == "encoded"
+    assert choose("decoded", decoded - 1).reason.startswith("WARNING, not --cache=decoded: ")
+    assert choose("encoded", encoded - 1).name == "none"
+    assert choose("disk", 0).name == "disk"
     assert choose("auto", 10**10).reason == (
         "0.00 GB of decoded posters fit in half of the 10.0 GB of free memory"
     )
@@ -181,7 +186,7 @@ def test_free_memory_is_that_of_the_cgroup_if_it_is_less(monkeypatch):
 def test_parallelism_changes_nothing(builder, threads, monkeypatch):
     augmented = {"augment": config.AUGMENTATIONS, "cache": "encoded"}
     expected = train_batches(builder, 3, **augmented)
-    monkeypatch.setattr(input_pipeline, "num_threads", lambda: threads)
+    monkeypatch.setattr(datasets, "num_threads", lambda: threads)
     for a, b in zip(expected, train_batches(builder, 3, **augmented), strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
@@ -190,4 +195,4 @@ def test_an_unknown_split_is_refused_by_name(builder):
     with pytest.raises(
         config.UsageError, match=r"no split 'dev'; it has (train, test|test, train)"
     ):
-        input_pipeline.num_examples(builder, "dev")
+        datasets.num_examples(builder, "dev")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import conftest
-from trainer import checkpoints, config, evaluation, layers, models, runtime, train
+from trainer import checkpoints, config, evaluation, layers, models, runtime, steps, train
 from trainer.benchmark import peers
 
 SCORES = {"loss", "label_accuracy", "macro_ap", "micro_ap", "lrap"}
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, capsy
     steps, printed = go_on()
     assert "Going on after step 20 of 48" in printed
     assert steps == [16, 16, 20, 20, 32, 32, 48, 48]
-    assert "Nothing is left to do" in go_on()[1]
+    assert "all 48 steps are done" in go_on()[1]
 
 
 def test_a_run_is_not_mixed_with_another(data_dir, run_dir):
@@ -185,10 +185,10 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
 
     optimizer = keras.optimizers.SGD(1.0)
     optimizer.build(ours.trainable_variables)
-    step = train.make_train_step(ours, optimizer, tf.distribute.get_strategy())
+    step = steps.make_train_step(ours, optimizer, tf.distribute.get_strategy())
     outputs = step(iter(tf.data.Dataset.from_tensors(batch)))
 
-    labels, logits = evaluation.collect([outputs])
+    labels, logits = steps.collect([outputs])
     loss = evaluation.compute_metrics(labels, logits)["loss"]
     assert loss == pytest.approx(expected_loss[exact], rel=2e-4)
 
@@ -214,14 +214,14 @@ def train_on(batches, calls, **settings):
     model = without_dropout(models.create_model("reference_cnn", 46, 4, "float32"))
     optimizer = keras.optimizers.SGD(0.01)
     optimizer.build(model.trainable_variables)
-    step = train.make_train_step(model, optimizer, tf.distribute.get_strategy(), **settings)
+    step = steps.make_train_step(model, optimizer, tf.distribute.get_strategy(), **settings)
     spec = {
         "image": tf.TensorSpec([None, 46, 46, 3], tf.uint8),
         "genres": tf.TensorSpec([None, 4]),
     }
     iterator = iter(tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec))
     outputs = [step(iterator, count) for count in calls]
-    return (*evaluation.collect(outputs), model.get_weights())
+    return (*steps.collect(outputs), model.get_weights())
 
 
 def test_several_steps_a_call_are_the_same_steps():
@@ -283,14 +283,14 @@ OVERFLOW_ON_ONE_REPLICA = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np, keras, tensorflow as tf
-from trainer import runtime, train
+from trainer import runtime, steps
 strategy = runtime.create_strategy("mirrored", logical_cpus=2)
 with strategy.scope():
     inputs = keras.Input((2,))
     model = keras.Model({"image": inputs}, keras.layers.Dense(1)(inputs))
     model_on_image = lambda image, training: model({"image": image})
     model_on_image.trainable_variables = model.trainable_variables
-    optimizer = train.create_optimizer(1e-3, "mixed_float16")
+    optimizer = steps.create_optimizer(1e-3, "mixed_float16")
     optimizer.build(model.trainable_variables)
 before = [v.numpy() for v in model.trainable_variables]
 scale = float(optimizer.dynamic_scale.numpy())
@@ -298,7 +298,7 @@ images = np.ones((4, 2), np.float32)
 images[3] = np.inf  # The second replica's half.
 examples = {"image": images, "genres": np.zeros((4, 1), np.float32)}
 batches = tf.data.Dataset.from_tensor_slices(examples).batch(4, drop_remainder=True)
-step = train.make_train_step(model_on_image, optimizer, strategy)
+step = steps.make_train_step(model_on_image, optimizer, strategy)
 step(iter(strategy.experimental_distribute_dataset(batches)))
 for old, variable in zip(before, model.trainable_variables):
     np.testing.assert_array_equal(variable.numpy(), old)
@@ -310,31 +310,6 @@ print("skipped")
 def test_an_overflow_on_one_replica_skips_the_step_on_all():
     result = conftest.run(sys.executable, "-c", OVERFLOW_ON_ONE_REPLICA)
     assert result.stdout.strip() == "skipped"
-
-
-def test_two_replicas_train_and_evaluate_as_one_would(data_dir, tmp_path):
-    """Metrics count each poster once, also where the last batch does not divide evenly."""
-    conftest.train(
-        "--max_steps=17",
-        "--strategy=mirrored",
-        "--logical_cpus=2",
-        "--batch_size=31",
-        data_dir=data_dir,
-        run_dir=tmp_path,
-    )
-    train_record, test_record = read_metrics(tmp_path)
-    conftest.train("--max_steps=17", "--batch_size=31", data_dir=data_dir, run_dir=tmp_path / "one")
-    one_train, one_test = read_metrics(tmp_path / "one")
-    # The constant predictor's scores know nothing of the model: the same labels, once each.
-    assert train_record["constant"] == pytest.approx(one_train["constant"])
-    assert test_record["constant"] == pytest.approx(one_test["constant"])
-    assert np.isfinite(train_record["loss"])
-
-
-def test_multi_worker_without_a_cluster_says_what_to_set(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(config.UsageError, match="set TF_CONFIG"):
-        runtime.create_strategy("multi_worker")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 Flags become a `Config`; everything else is in `train.train_and_evaluate`.
 """
 
+import os
 import sys
 
 from absl import app, flags
@@ -14,6 +15,9 @@ from trainer import config as config_lib, startup
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the run is kept.", required=True)
 _RESUME = flags.DEFINE_bool(
     "resume", True, "Go on from the last checkpoint if --run_dir holds a run."
+)
+_OVERRIDE = flags.DEFINE_bool(
+    "override", False, "Go on even if --run_dir holds a run with other settings."
 )
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
@@ -26,12 +30,23 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     startup.import_tensorflow(_VERBOSE.value)
-    from trainer import train  # Imports TensorFlow, which --help need not wait for.
+    from trainer import runtime, train  # Imports TensorFlow, which --help need not wait for.
 
     try:
-        train.train_and_evaluate(config_lib.from_flags(), _RUN_DIR.value, resume=_RESUME.value)
+        train.train_and_evaluate(
+            config_lib.from_flags(), _RUN_DIR.value, resume=_RESUME.value, override=_OVERRIDE.value
+        )
     except config_lib.UsageError as error:
         sys.exit(str(error))
+    except runtime.WorkerLostError as error:
+        print(
+            f"A worker is gone ({str(error).splitlines()[0]}). Start it again; this one goes on "
+            "from the last checkpoint when all are there.",
+            file=sys.stderr,
+            flush=True,
+        )
+        # TensorFlow cannot leave a broken cluster: a new process must join it.
+        os.execv(sys.executable, [sys.executable, "-m", "trainer", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ class Config:
     # fmt: off
     dataset: str = _setting("poster_tfds/imdb", "TFDS dataset, NAME/CONFIG.")
     data_dir: str = _setting("data", "Where `tfds build --data_dir` put the dataset.")
-    train_split: str = _setting("train", "Split to train on.")
-    test_split: str = _setting("test", "Split to evaluate on after every epoch.")
+    train_split: str = _setting("train", "Split to train on, or a part of one, as train[:85%].")
+    validation_split: str = _setting("auto", "Split to choose the best checkpoint on, or a part of one, as train[85%:]; empty: none; auto: `validation`, if there is such a split.")
+    test_split: str = _setting("test", "Split to evaluate on after every epoch; empty: none.")
 
     model: str = _setting("reference_cnn", "Model to train.", choices=("reference_cnn",))
     image_size: int = _setting(350, "Height and width that posters are resized to, in pixels.", minimum=46)
@@ -40,6 +41,10 @@ class Config:
 
     augment: str = _setting("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
 
+    checkpoint_every_steps: int = _setting(0, "Save a checkpoint every so many steps; 0: at the end of an epoch.", minimum=0)
+    checkpoint_every_seconds: float = _setting(300.0, "Save one also when the last is this old.", minimum=0)
+    keep_checkpoints: int = _setting(2, "Newest checkpoints to keep, beside the best one.", minimum=1)
+
     precision: str = _setting("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
     strategy: str = _setting("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
     tpu: str = _setting("", "Name or address of the TPU, for --strategy=tpu.")
@@ -47,7 +52,7 @@ class Config:
 
     jit_compile: bool = _setting(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
     steps_per_call: int = _setting(1, "Steps that the device takes before Python is asked again.", minimum=1)
-    deterministic: bool = _setting(False, "The same seed gives the same weights, bit for bit, on the same machine; may be slower on a GPU.")
+    deterministic: bool = _setting(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
 
     cache: str = _setting("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
     shuffle_buffer: int = _setting(0, "Examples to draw from when shuffling; 0: the whole split if it is in memory, 1024 with --cache=disk, 4096 with --cache=none.", minimum=0)

@@ -5,7 +5,6 @@ answering "none" is right for 0.9077 of the reference test split's labels.
 """
 
 import numpy as np
-import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
 METRICS = ("loss", "label_accuracy", "macro_ap", "micro_ap", "lrap")
@@ -62,72 +61,3 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
         **compute_metrics(labels, logits),
         "label_accuracy": float(np.mean(np.asarray(labels) < 0.5)),
     }
-
-
-def make_eval_step(model, strategy: tf.distribute.Strategy):
-    """Returns a compiled function that predicts the next batch of an iterator.
-
-    It gives `labels` and `logits` [B, G] and `weight` [B] of all replicas together.
-    """
-
-    def replica_step(batch):
-        logits = model(batch["image"], training=False)
-        return {"labels": batch["genres"], "logits": logits, "weight": batch["weight"]}
-
-    return make_step(replica_step, strategy)
-
-
-def make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
-    """Returns a compiled function that takes an iterator's next batches through all replicas.
-
-    Args:
-        replica_step: takes a replica's part of a batch and returns tensors whose first
-            axis is the example's; they are joined.
-        strategy: where the replicas are.
-        jit_compile: whether XLA compiles `replica_step`.
-
-    Returns:
-        Function of the iterator and of the number of batches, 1 unless said otherwise.
-    """
-    if jit_compile:
-        replica_step = tf.function(replica_step, jit_compile=True)
-
-    @tf.function
-    def step(iterator):
-        outputs = strategy.run(replica_step, args=(next(iterator),))
-        if strategy.num_replicas_in_sync == 1:
-            return outputs
-        return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
-
-    @tf.function
-    def steps(iterator, num_steps):
-        outputs = step(iterator)
-        # The last batch of an epoch may be smaller than the others.
-        arrays = {
-            name: tf.TensorArray(
-                value.dtype, num_steps, infer_shape=False, element_shape=[None, *value.shape[1:]]
-            ).write(0, value)
-            for name, value in outputs.items()
-        }
-        for i in tf.range(1, num_steps):
-            outputs = step(iterator)
-            arrays = {name: array.write(i, outputs[name]) for name, array in arrays.items()}
-        return {name: array.concat() for name, array in arrays.items()}
-
-    def take_steps(iterator, num_steps: int = 1):
-        return step(iterator) if num_steps == 1 else steps(iterator, tf.constant(num_steps))
-
-    return take_steps
-
-
-def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """Joins what steps returned, leaving out what only filled up a batch (weight 0).
-
-    Returns:
-        labels and logits, float32 [N, G].
-    """
-    joined = {
-        key: np.concatenate([output[key].numpy() for output in outputs]) for key in outputs[0]
-    }
-    real = joined["weight"] > 0
-    return joined["labels"][real], joined["logits"][real]

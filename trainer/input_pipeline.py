@@ -3,7 +3,8 @@
 A pipeline lives through the whole run: making a new iterator each epoch costs up to
 twenty seconds where tf.data's autotuning is on, and throws away what was prefetched.
 The order of an epoch depends on the seed and the epoch's number alone, so a run that is
-resumed sees what an uninterrupted one would have seen.
+resumed sees what an uninterrupted one would have seen, and several workers that each
+decode their part of every batch together see what one would.
 """
 
 import math
@@ -14,59 +15,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import poster_tfds  # noqa: F401  (registers the dataset)
-from trainer import augmentation, config as config_lib, preprocessing, runtime
+from trainer import augmentation, datasets, preprocessing, runtime
 
-# tf.data's default pool has one thread a core, and threads that wait for a decoded
-# poster take part of it: 2 cores stood 27% idle. More threads than cores keep all busy.
-_THREADS_PER_CORE = 8
 _SHUFFLE_BUFFERS = {"none": 4096, "disk": 1024}  # Of encoded posters, and of decoded ones.
 _MEMORY_SHARE_FOR_CACHE = 0.5
-
-
-def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Opens a built dataset; `poster_tfds/synthetic` is built if need be.
-
-    Raises:
-        config.UsageError: the dataset is unknown or not built; the message has the
-            command that builds it.
-    """
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise config_lib.UsageError(
-            f"--dataset={name}: there is no such dataset in {data_dir} ({error})"
-        ) from error
-    if not builder.is_prepared():
-        if not getattr(builder.builder_config, "num_synthetic", 0):
-            package, _, builder_config = name.partition("/")
-            raise config_lib.UsageError(
-                f"--dataset={name} is not built in --data_dir={data_dir}. Build it with\n\n"
-                f"  tfds build {package} --config={builder_config or 'imdb'} "
-                f"--manual_dir=FOLDER --data_dir={data_dir}\n\n"
-                "where FOLDER holds train.csv and Images/."
-            )
-        builder.download_and_prepare()
-    return builder
-
-
-def genre_names(builder: tfds.core.DatasetBuilder) -> list[str]:
-    """Returns the genres of a dataset, in the order of the model's outputs."""
-    return builder.info.features["genres"].feature.names
-
-
-def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
-    """Returns the size of a split.
-
-    Raises:
-        config.UsageError: the dataset has no such split.
-    """
-    if split not in builder.info.splits:
-        raise config_lib.UsageError(
-            f"{builder.info.full_name} has no split {split!r}; it has "
-            f"{', '.join(builder.info.splits)}."
-        )
-    return builder.info.splits[split].num_examples
+_WHOLE = tf.distribute.InputContext()
 
 
 class Cache(NamedTuple):
@@ -79,7 +32,10 @@ class Cache(NamedTuple):
 def choose_cache(
     name: str, builder: tfds.core.DatasetBuilder, split: str, image_size: int
 ) -> Cache:
-    """Resolves `--cache=auto`: what fits in half of the memory that is free.
+    """Resolves `--cache`: with `auto`, to what fits in half of the memory that is free.
+
+    A cache that is asked for by name is given up only if it does not fit at all: the
+    system would kill the run.
 
     Args:
         name: of `--cache`.
@@ -87,26 +43,34 @@ def choose_cache(
         split: the split to keep.
         image_size: side of the decoded posters, in pixels.
     """
-    if name != "auto":
-        return Cache(name, f"as --cache={name} says")
     free = runtime.available_memory()
-    room = free * _MEMORY_SHARE_FOR_CACHE
-    decoded = num_examples(builder, split) * image_size**2 * 3
-    encoded = builder.info.splits[split].num_bytes
-    memory = f"half of the {free / 1e9:.1f} GB of free memory"
-    if decoded <= room:
-        return Cache("decoded", f"{decoded / 1e9:.2f} GB of decoded posters fit in {memory}")
-    if encoded <= room:
-        return Cache(
-            "encoded",
-            f"{decoded / 1e9:.2f} GB of decoded posters do not fit in {memory}, "
-            f"{encoded / 1e9:.2f} GB of encoded ones do",
+    sizes = {
+        "decoded": datasets.num_examples(builder, split) * image_size**2 * 3,
+        "encoded": datasets.num_bytes(builder, split),
+    }
+    if name not in ("auto", *sizes):
+        return Cache(name, f"as --cache={name} says")
+    if name == "auto":
+        room, memory = (
+            free * _MEMORY_SHARE_FOR_CACHE,
+            f"half of the {free / 1e9:.1f} GB of free memory",
         )
-    return Cache(
-        "none",
-        f"{encoded / 1e9:.2f} GB of encoded posters do not fit in {memory}; --cache=disk keeps "
-        f"{decoded / 1e9:.2f} GB of decoded ones on disk",
-    )
+        choices = list(sizes)
+    else:
+        room, memory = free, f"the {free / 1e9:.1f} GB of free memory"
+        choices = list(sizes)[list(sizes).index(name) :]
+    chosen = next((choice for choice in choices if sizes[choice] <= room), "none")
+    if chosen == name:
+        return Cache(name, f"as --cache={name} says")
+    reasons = [
+        f"{sizes[choice] / 1e9:.2f} GB of {choice} posters "
+        + (f"fit in {memory}" if choice == chosen else f"do not fit in {memory}")
+        for choice in choices[: choices.index(chosen) + 1 if chosen in choices else None]
+    ]
+    if chosen == "none":
+        reasons.append(f"--cache=disk keeps {sizes['decoded'] / 1e9:.2f} GB on disk")
+    warning = "" if name == "auto" else f"WARNING, not --cache={name}: "
+    return Cache(chosen, warning + "; ".join(reasons))
 
 
 def train_dataset(
@@ -121,28 +85,38 @@ def train_dataset(
     start_step: int = 0,
     augment: Sequence[str] = (),
     cache_file: str = "",
+    context: tf.distribute.InputContext = _WHOLE,
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches: epoch after epoch, each example once in each.
+
+    The replicas of all workers together see the global batches that one device would,
+    each a slice of every batch. The last batch of an epoch may be smaller, and a
+    replica's part of it empty.
 
     Args:
         builder: an open dataset.
         split: the split to read.
         image_size: side S of the posters, in pixels.
-        batch_size: global batch size B; an epoch's last batch may be smaller.
+        batch_size: global batch size, which the number of replicas must divide.
         cache: decoded, encoded, disk or none.
         shuffle_buffer: examples to draw from; 0: the whole split where it is in memory.
         seed: together with the epoch's number, gives the order and the changes.
         start_step: batches that an interrupted run has trained on.
         augment: random changes, of `config.AUGMENTATIONS`.
         cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
+        context: which worker this is, of how many, and the number of replicas.
 
     Yields:
-        `image` uint8 [B, S, S, 3] and `genres` float32 [B, G], multi-hot.
+        For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
+        [B, G], multi-hot, where B is the batch size divided by the replicas.
     """
-    size = num_examples(builder, split)
+    size = datasets.num_examples(builder, split)
     steps_per_epoch = math.ceil(size / batch_size)
+    share = _Share(batch_size, context)
+    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
+    start_epoch, start_batch = divmod(start_step, steps_per_epoch)
     load = _loader(builder, image_size)
-    examples = read(builder, split)
+    examples = datasets.read(builder, split)
     if augment:
         # An example's place tells it from the others in each epoch.
         examples = examples.enumerate().map(lambda index, example: {**example, "index": index})
@@ -151,7 +125,6 @@ def train_dataset(
         examples = _map(examples, load)
     if cache != "none":
         examples = examples.cache(cache_file if cache == "disk" else "")
-    buffer = shuffle_buffer or _SHUFFLE_BUFFERS.get(cache, size)
 
     def one_epoch(epoch):
         def change(example):
@@ -159,53 +132,137 @@ def train_dataset(
             image = augmentation.augment(example["image"], augment, seed, epoch, index)
             return {**example, "image": image}
 
-        loaded = examples.shuffle(
-            min(buffer, size), seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False
-        )
+        loaded = share.of(_shuffled(examples, size, cache, shuffle_buffer, seed, epoch))
+        # Before they are decoded, pass over those that were trained on.
+        trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
+        loaded = loaded.skip(tf.where(epoch == start_epoch, trained_on, 0))
         if not keeps_decoded:
             loaded = _map(loaded, load)
         if augment:
             loaded = _map(loaded, change)
-        return loaded.batch(batch_size)
+        batches = loaded.batch(share.per_replica)
+        if missing := share.num_missing_batches(size):
+            batches = batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
+        return batches
 
-    start_epoch, start_batch = divmod(start_step, steps_per_epoch)
-    batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch).skip(start_batch)
+    batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
     # Known to be endless, it spares tf.distribute a look for replicas without a batch.
     return finish(
         batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
 
 
+def poster_ids_of_step(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    *,
+    step: int,
+    batch_size: int,
+    cache: str,
+    shuffle_buffer: int,
+    seed: int,
+) -> list[str]:
+    """Returns the Ids of the posters that `train_dataset` gives in a step, counted from 1."""
+    size = datasets.num_examples(builder, split)
+    epoch, batch = divmod(step - 1, math.ceil(size / batch_size))
+    examples = datasets.read(builder, split)
+    epoch = tf.constant(epoch, tf.int64)
+    order = _shuffled(examples, size, cache, shuffle_buffer, seed, epoch)
+    of_step = finish(order.skip(batch * batch_size).take(batch_size))
+    return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
+
+
 def eval_dataset(
-    builder: tfds.core.DatasetBuilder, split: str, *, image_size: int, batch_size: int, cache: str
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+    cache: str,
+    context: tf.distribute.InputContext = _WHOLE,
 ) -> tf.data.Dataset:
     """Returns endless passes over a split, in a fixed order, in batches of one size.
 
-    A pass is `ceil(num_examples / batch_size)` batches. The last one is filled up with
+    A pass is `ceil(num_examples / batch_size)` global batches. The last is filled up with
     black posters of weight 0, so that every example counts exactly once.
 
+    Args:
+        builder: an open dataset.
+        split: the split to read.
+        image_size: side S of the posters, in pixels.
+        batch_size: global batch size, which the number of replicas must divide.
+        cache: decoded, encoded or none.
+        context: which worker this is, of how many, and the number of replicas.
+
     Yields:
-        `image` uint8 [B, S, S, 3], `genres` float32 [B, G] and `weight` float32 [B].
+        For one replica after the other, `image` uint8 [B, S, S, 3], `genres` float32
+        [B, G] and `weight` float32 [B], where B is the batch size divided by the replicas.
     """
-    examples = read(builder, split)
+    size = datasets.num_examples(builder, split)
+    share = _Share(batch_size, context)
+    examples = share.of(datasets.read(builder, split))
     if cache == "encoded":
         examples = examples.cache()
     examples = _map(examples, _loader(builder, image_size))
     if cache == "decoded":
         examples = examples.cache()
+    examples = examples.map(lambda example: {**example, "weight": 1.0})
+    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
+    black = {name: tf.zeros(value.shape[1:], value.dtype) for name, value in empty.items()}
+    missing = math.ceil(size / batch_size) * share.per_batch - share.num_examples(size)
+    filling = tf.data.Dataset.from_tensors({**black, "weight": 0.0}).repeat(missing)
+    batches = examples.concatenate(filling).batch(share.per_replica, drop_remainder=True)
+    return finish(batches.repeat())
 
-    def fill_up(batch):
-        missing = batch_size - tf.shape(batch["image"])[0]
-        weight = tf.ones(tf.shape(batch["image"])[:1])
-        padded = tf.nest.map_structure(
-            lambda x: tf.pad(x, [[0, missing]] + [[0, 0]] * (x.shape.rank - 1)),
-            {**batch, "weight": weight},
-        )
-        return tf.nest.map_structure(
-            lambda x: tf.ensure_shape(x, [batch_size, *x.shape[1:]]), padded
-        )
 
-    return finish(examples.batch(batch_size).map(fill_up).repeat())
+class _Share:
+    """The part of every global batch that a worker's replicas take: a slice each."""
+
+    def __init__(self, batch_size: int, context: tf.distribute.InputContext):
+        self._batch_size = batch_size
+        self._is_whole = context.num_input_pipelines == 1
+        self._replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        self.per_replica = batch_size // context.num_replicas_in_sync
+        self.per_batch = self.per_replica * self._replicas
+        self._first = context.input_pipeline_id * self.per_batch
+
+    def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns this worker's part of ordered examples."""
+        if self._is_whole:
+            return examples
+
+        def is_ours(position, example):
+            del example
+            place = position % self._batch_size
+            return (place >= self._first) & (place < self._first + self.per_batch)
+
+        return examples.enumerate().filter(is_ours).map(lambda position, example: example)
+
+    def num_examples(self, size: int) -> int:
+        """Returns how many of `size` examples are this worker's."""
+        batches, rest = divmod(size, self._batch_size)
+        return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
+
+    def num_missing_batches(self, size: int) -> int:
+        """Returns for how many replicas nothing is left in an epoch's last batch."""
+        wanted = math.ceil(size / self._batch_size) * self._replicas
+        return wanted - math.ceil(self.num_examples(size) / self.per_replica)
+
+
+def _shuffled(
+    examples: tf.data.Dataset, size: int, cache: str, buffer: int, seed: int, epoch: tf.Tensor
+) -> tf.data.Dataset:
+    buffer = buffer or _SHUFFLE_BUFFERS.get(cache, size)
+    return examples.shuffle(
+        min(buffer, size), seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False
+    )
+
+
+def _empty_batch(image_size: int, num_genres: int) -> dict[str, tf.Tensor]:
+    return {
+        "image": tf.zeros([0, image_size, image_size, 3], tf.uint8),
+        "genres": tf.zeros([0, num_genres]),
+    }
 
 
 def example_variants(
@@ -222,7 +279,7 @@ def example_variants(
     Returns:
         uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
-    image = next(iter(read(builder, split).map(_loader(builder, image_size))))["image"]
+    image = next(iter(datasets.read(builder, split).map(_loader(builder, image_size))))["image"]
     index = tf.constant(0, tf.int64)
     variants = [
         augmentation.augment(image, augment, seed, tf.constant(epoch, tf.int64), index)
@@ -231,44 +288,13 @@ def example_variants(
     return image.numpy(), np.stack(variants)
 
 
-def base_rates(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
-    """Returns each genre's share of the posters of a split, float64 [G].
-
-    They are what the constant predictor answers. Posters are not decoded.
-    """
-    num_genres = len(genre_names(builder))
-    dataset = builder.as_dataset(
-        split,
-        decoders=tfds.decode.PartialDecoding({"genres": True}),
-        read_config=tfds.ReadConfig(try_autocache=False),
-    )
-    counts = dataset.map(lambda example: _multi_hot(example["genres"], num_genres)).reduce(
-        np.zeros(num_genres), lambda total, genres: total + tf.cast(genres, tf.float64)
-    )
-    return counts.numpy() / num_examples(builder, split)
-
-
-def read(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
-    """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`."""
-    parallelism = num_threads()
-    return builder.as_dataset(
-        split,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(
-            try_autocache=False,
-            num_parallel_calls_for_decode=parallelism,
-            num_parallel_calls_for_interleave_files=parallelism,
-        ),
-    )
-
-
 def _loader(builder: tfds.core.DatasetBuilder, image_size: int):
-    num_genres = len(genre_names(builder))
+    num_genres = len(datasets.genre_names(builder))
 
     def load(example):
         loaded = {
             "image": preprocessing.decode_and_resize(example["image"], image_size),
-            "genres": _multi_hot(example["genres"], num_genres),
+            "genres": datasets.multi_hot(example["genres"], num_genres),
         }
         if "index" in example:
             loaded["index"] = example["index"]
@@ -277,12 +303,8 @@ def _loader(builder: tfds.core.DatasetBuilder, image_size: int):
     return load
 
 
-def _multi_hot(indices: tf.Tensor, num_genres: int) -> tf.Tensor:
-    return tf.reduce_sum(tf.one_hot(indices, num_genres), axis=0)
-
-
 def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
-    return dataset.map(function, num_parallel_calls=num_threads())
+    return dataset.map(function, num_parallel_calls=datasets.num_threads())
 
 
 def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -291,12 +313,5 @@ def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
     # Parallelism is explicit; an iterator that autotunes blocks when it is destroyed,
     # until its optimizer thread wakes: 10 s and more.
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = num_threads()
-    # Several workers each take their part of every global batch.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.threading.private_threadpool_size = datasets.num_threads()
     return dataset.prefetch(2).with_options(options)
-
-
-def num_threads() -> int:
-    """Returns the threads that a pipeline runs on, and its calls in parallel."""
-    return _THREADS_PER_CORE * runtime.num_cores()

@@ -21,6 +21,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     keeps the statistics in float32. Variables, checkpoints and results are those of
     `keras.layers.BatchNormalization`; inputs that are not [N, H, W, C] go to Keras's own
     code.
+
+    Where several replicas train together, the statistics are of the whole global batch, so
+    that they learn what one device would.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -34,6 +37,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         Returns:
             Tensor of the inputs' shape in the layer's compute dtype.
         """
+        if training and self.trainable and _num_replicas() > 1:
+            return self._normalize_together(inputs)
         if len(inputs.shape) != 4 or mask is not None or self.axis not in (-1, 3):
             return super().call(inputs, training=training, mask=mask)
         training = bool(training and self.trainable)
@@ -49,10 +54,33 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         if training:
             # The kernel returns the sample variance; Keras records the population's.
             count = tf.cast(tf.size(inputs[..., 0]), tf.float32)
-            variance *= tf.maximum(count - 1, 1) / count
-            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            self._record(mean, variance * (tf.maximum(count - 1, 1) / count))
         return outputs
+
+    def _normalize_together(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalizes [N, ..., C] with the statistics of all replicas' parts of the batch.
+
+        One sum over the replicas gives count, mean and variance. Deviations are from the
+        moving mean, which all replicas share, since squares of large values cancel badly.
+        """
+        axes = list(range(len(inputs.shape) - 1))
+        shift = tf.convert_to_tensor(self.moving_mean)
+        deviations = tf.cast(inputs, shift.dtype) - shift
+        sums = tf.stack([tf.reduce_sum(deviations, axes), tf.reduce_sum(deviations**2, axes)])
+        count = tf.cast(tf.size(inputs[..., 0]), shift.dtype)
+        context = tf.distribute.get_replica_context()
+        sums, count = context.all_reduce(tf.distribute.ReduceOp.SUM, [sums, count])
+        mean, square = tf.unstack(sums / count)
+        variance = square - mean**2
+        self._record(mean + shift, variance)
+        outputs = tf.nn.batch_normalization(
+            deviations, mean, variance, self.beta, self.gamma, self.epsilon
+        )
+        return tf.cast(outputs, self.compute_dtype)
+
+    def _record(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
 
 
 class Dropout(keras.layers.Dropout):
@@ -74,9 +102,11 @@ class Dropout(keras.layers.Dropout):
             return inputs
         threshold = round(self.rate * 2**16)
         size = tf.size(inputs)
+        seed, draw = tf.unstack(tf.cast(self.seed_generator.next(), tf.int64))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         bits = tf.random.stateless_uniform(
             [(size + 1) // 2],
-            tf.cast(self.seed_generator.next(), tf.int64),
+            [seed, draw * _num_replicas() + tf.cast(replica, tf.int64)],
             minval=None,
             maxval=None,
             dtype=tf.int32,
@@ -95,9 +125,20 @@ class Conv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs, kernel):
         """Convolves; the gradient of the filters is by matrix products if need be."""
-        if not self._has_slow_filter_gradient():
-            return super().convolution_op(inputs, kernel)
-        return _convolve(inputs, tf.convert_to_tensor(kernel))
+
+        def convolve():
+            if not self._has_slow_filter_gradient():
+                return super(Conv2D, self).convolution_op(inputs, kernel)
+            return _convolve(inputs, tf.convert_to_tensor(kernel))
+
+        if _num_replicas() == 1:
+            return convolve()
+        # A replica's part of the last batch may be empty, which oneDNN gets wrong: it
+        # answers with as many channels as went in.
+        shape = self.compute_output_shape(inputs.shape)
+        empty = tf.zeros([0, *shape[1:]], inputs.dtype)
+        outputs = tf.cond(tf.shape(inputs)[0] > 0, convolve, lambda: empty)
+        return tf.ensure_shape(outputs, shape)
 
     def _has_slow_filter_gradient(self) -> bool:
         return (
@@ -107,6 +148,10 @@ class Conv2D(keras.layers.Conv2D):
             and (self.strides, self.dilation_rate) == ((1, 1), (1, 1))
             and (self.padding, self.data_format, self.groups) == ("valid", "channels_last", 1)
         )
+
+
+def _num_replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @tf.custom_gradient

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import shutil
 import sys
 import time
 
@@ -26,13 +27,26 @@ NUM_VARIANTS = 11  # Of a poster, beside itself in two rows.
 class Progress:
     """Images a second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, name: str, num_steps: int):
+    def __init__(self, name: str, num_steps: int, done: int = 0):
+        """Begins to count.
+
+        Args:
+            name: of what is going on.
+            num_steps: how many steps it has.
+            done: how many of them an interrupted run has done.
+        """
         self._name = name
-        self._num_steps = num_steps
+        self._num_steps = num_steps - done
+        self._done = done
         self._steps = self._images = 0
         self._start = self._last_line = time.monotonic()
         self._bar = tqdm.tqdm(
-            total=num_steps, desc=name, unit="step", leave=False, disable=not sys.stderr.isatty()
+            total=num_steps,
+            initial=done,
+            desc=name,
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
         )
 
     def __enter__(self) -> "Progress":
@@ -52,7 +66,8 @@ class Progress:
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (self._num_steps - self._steps) * (now - self._start) / self._steps
-            print(f"{self._name}: step {self._steps}/{self._num_steps}, {rate}, {left:.0f} s left")
+            steps, of = self._done + self._steps, self._done + self._num_steps
+            print(f"{self._name}: step {steps}/{of}, {rate}, {left:.0f} s left")
             sys.stdout.flush()
 
 
@@ -67,8 +82,16 @@ def format_records(records: list[dict]) -> str:
     )
 
 
-def write_tensorboard(directory: pathlib.Path, records: list[dict]) -> None:
-    """Writes the scores of an epoch, the constant predictor's as runs of their own."""
+def write_tensorboard(directory: pathlib.Path, records: list[dict], anew: bool = False) -> None:
+    """Writes the scores of an epoch, the constant predictor's as runs of their own.
+
+    Args:
+        directory: for TensorBoard.
+        records: records of `metrics.jsonl`.
+        anew: whether to replace what is there, so that each step stands there once.
+    """
+    if anew:
+        shutil.rmtree(directory, ignore_errors=True)
     for record in records:
         for name, scores in (
             (record["split"], record),
@@ -76,7 +99,8 @@ def write_tensorboard(directory: pathlib.Path, records: list[dict]) -> None:
         ):
             with tf.summary.create_file_writer(str(directory / name)).as_default(record["step"]):
                 for metric in scores.keys() & {*evaluation.METRICS, "images_per_second"}:
-                    tf.summary.scalar(metric, scores[metric])
+                    if scores[metric] is not None:
+                        tf.summary.scalar(metric, scores[metric])
 
 
 def draw_learning_curves(records: list[dict]) -> bytes:

@@ -4,6 +4,7 @@ config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  aug
 """
 
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from poster_tfds import directory_lock
 from trainer import config as config_lib
 
 # What may change when a run is continued: none of these changes what is learned.
@@ -25,7 +27,11 @@ _MAY_CHANGE = {
     "jit_compile",
     "steps_per_call",
     "deterministic",
+    "checkpoint_every_steps",
+    "checkpoint_every_seconds",
+    "keep_checkpoints",
 }
+_DECIDES_WEIGHTS = {"model", "image_size"}  # Checkpoints do not fit another.
 
 
 class RunDirectory:
@@ -60,7 +66,7 @@ class RunDirectory:
             ) from None
         return config_lib.Config.from_json(facts.pop("config")), facts
 
-    def check_continues(self, config: config_lib.Config, resume: bool) -> None:
+    def check_continues(self, config: config_lib.Config, resume: bool, override: bool) -> None:
         """Checks that a run with these settings may go on here, if one has begun.
 
         Raises:
@@ -75,17 +81,57 @@ class RunDirectory:
                 "choose another directory."
             )
         before, now = self.read_config()[0].to_json(), config.to_json()
-        changed = [
-            f"  --{name}: {before[name]!r} then, {now[name]!r} now"
-            for name in now
-            if name not in _MAY_CHANGE and before[name] != now[name]
-        ]
-        if changed:
+        changed = {name for name in now.keys() - _MAY_CHANGE if before[name] != now[name]}
+        if changed and not (override and not changed & _DECIDES_WEIGHTS):
             raise config_lib.UsageError(
                 f"--run_dir={self.path} holds a run with other settings:\n"
-                + "\n".join(changed)
-                + "\nRepeat its settings to continue it, or choose another directory."
+                + "\n".join(
+                    f"  --{name}: {before[name]!r} then, {now[name]!r} now"
+                    for name in now
+                    if name in changed
+                )
+                + "\nRepeat its settings to continue it, or choose another directory. "
+                + (
+                    "Its checkpoints do not fit another model."
+                    if changed & _DECIDES_WEIGHTS
+                    else "--override goes on with the new ones."
+                )
             )
+
+    def check_same_data(self, genres: list[str], num_train: int) -> None:
+        """Checks that a run that has begun here was trained on the same dataset.
+
+        Raises:
+            config.UsageError: it was built anew with other genres or other posters.
+        """
+        if not self._config.exists():
+            return
+        _, facts = self.read_config()
+        for what, before, now in (
+            ("genres", facts["genres"], genres),
+            ("number of posters to train on", facts["num_train"], num_train),
+        ):
+            if before != now:
+                raise config_lib.UsageError(
+                    f"--run_dir={self.path}: the dataset has changed since the run began. Its "
+                    f"{what} then: {before}; now: {now}. Choose another directory."
+                )
+
+    @contextlib.contextmanager
+    def held(self):
+        """Keeps other trainers out of the directory.
+
+        Raises:
+            config.UsageError: one is at work in it.
+        """
+        try:
+            with directory_lock.hold(self.path):
+                yield
+        except directory_lock.HeldError as error:
+            raise config_lib.UsageError(
+                f"--run_dir={self.path}: another trainer is at work there. Wait until it has "
+                "ended, or choose another directory."
+            ) from error
 
     def new_cache_file(self) -> str:
         """Returns the name of a file for decoded posters, gone when the process ends.
@@ -103,9 +149,19 @@ class RunDirectory:
         """Returns the records of `metrics.jsonl`, oldest first."""
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        # A line without its end was cut off by a crash.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+
+    def best_step(self) -> int | None:
+        """Returns the step with the highest macro AP on the validation split, if there is one."""
+        if not self._config.exists():
+            return None
+        _, facts = self.read_config()
+        records = [
+            record
+            for record in self.read_metrics()
+            if record["split"] == facts["validation_split"] and record["macro_ap"] is not None
+        ]
+        return max(records, key=lambda record: record["macro_ap"])["step"] if records else None
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the records of steps that a resumed run is about to repeat."""
@@ -115,16 +171,28 @@ class RunDirectory:
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Adds records to `metrics.jsonl`, one object a line."""
-        with self._metrics.open("a") as file:
-            file.write("".join(map(_json_line, records)))
+        lines = [*map(_json_line, self.read_metrics()), *map(_json_line, records)]
+        write_atomically(self._metrics, "".join(lines))
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file under a temporary name and renames it.
+
+    Raises:
+        config.UsageError: it cannot be written; what stood there before still does.
+    """
     temporary = path.with_name(f".{path.name}.incomplete")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise config_lib.UsageError(
+            f"{path} could not be written: {error.strerror}. Make room, and give the same command "
+            "again to go on."
+        ) from error
 
 
 def _json_line(record: dict[str, Any]) -> str:

@@ -1,21 +1,50 @@
 """Devices: how a run is spread over them and in which precision they compute."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer import config
 
+_TF_CONFIG = (
+    "It names all workers and this one's index, e.g. "
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
+)
 _CPU_FLAGS_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker of the cluster does not answer."""
+
+
+class Choice(NamedTuple):
+    """A strategy, and why it is that one."""
+
+    name: str
+    reason: str
+
+
+def choose_strategy(name: str) -> Choice:
+    """Resolves `--strategy=auto`: TF_CONFIG first, then the number of GPUs."""
+    if name != "auto":
+        return Choice(name, f"as --strategy={name} says")
+    if _has_cluster():
+        return Choice("multi_worker", "TF_CONFIG names a cluster")
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    if num_gpus > 1:
+        return Choice("mirrored", f"there are {num_gpus} GPUs")
+    return Choice("one_device", "there is one GPU" if num_gpus else "there is no GPU")
 
 
 def create_strategy(name: str, tpu: str = "", logical_cpus: int = 1) -> tf.distribute.Strategy:
     """Chooses how replicas are placed. Call it before anything runs on a device.
 
     Args:
-        name: auto, one_device, mirrored, multi_worker or tpu. `auto` follows TF_CONFIG,
-            then the number of GPUs.
+        name: one_device, mirrored, multi_worker or tpu.
         tpu: the TPU's name or address, for `tpu`.
         logical_cpus: logical devices to divide the CPU into.
 
@@ -30,8 +59,6 @@ def create_strategy(name: str, tpu: str = "", logical_cpus: int = 1) -> tf.distr
         (cpu,) = tf.config.list_physical_devices("CPU")
         devices = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
         tf.config.set_logical_device_configuration(cpu, devices)
-    if name == "auto":
-        name = _default_strategy(len(gpus))
     if name == "mirrored":
         kind = "GPU" if gpus else "CPU"
         return tf.distribute.MirroredStrategy(
@@ -40,14 +67,68 @@ def create_strategy(name: str, tpu: str = "", logical_cpus: int = 1) -> tf.distr
     if name == "multi_worker":
         if not _has_cluster():
             raise config.UsageError(
-                "--strategy=multi_worker: set TF_CONFIG to the cluster and this worker's index, "
-                'e.g. {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-                '"task": {"type": "worker", "index": 0}}.'
+                f"--strategy=multi_worker: set TF_CONFIG to the cluster. {_TF_CONFIG}"
             )
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _tpu_strategy(tpu)
-    return tf.distribute.get_strategy()
+    # In the scope of a device its batches are copied ahead; a CPU has them already.
+    return tf.distribute.OneDeviceStrategy("/gpu:0") if gpus else tf.distribute.get_strategy()
+
+
+def check_replicas(strategy: tf.distribute.Strategy, batch_size: int, jit_compile: bool) -> None:
+    """Checks that the settings suit the number of replicas.
+
+    Raises:
+        config.UsageError: they do not.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        lower = batch_size - batch_size % replicas
+        raise config.UsageError(
+            f"--batch_size={batch_size} does not divide over {replicas} replicas; take "
+            f"{f'{lower} or ' if lower else ''}{lower + replicas}."
+        )
+    if jit_compile and replicas > 1:
+        raise config.UsageError(
+            f"--jit_compile is for one replica; here are {replicas}. Leave it out, or choose "
+            "--strategy=one_device."
+        )
+
+
+def make_vote(strategy: tf.distribute.Strategy) -> Callable[..., tuple[bool, ...]]:
+    """Returns a function of booleans that tells for each whether any worker says so.
+
+    All workers must call it equally often. With one worker it returns what it is given.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return lambda *opinions: opinions
+
+    @tf.function
+    def gather(opinions):
+        of_replicas = strategy.run(lambda opinions: opinions[None], args=(opinions,))
+        return strategy.gather(of_replicas, axis=0)
+
+    def vote(*opinions):
+        votes = gather(tf.constant(opinions, tf.float32)).numpy()  # Booleans cannot be gathered.
+        return tuple(bool(of_all.any()) for of_all in votes.T)
+
+    return vote
+
+
+@contextlib.contextmanager
+def lost_workers_named(strategy: tf.distribute.Strategy):
+    """Turns the errors that come when another worker is gone into one.
+
+    Raises:
+        WorkerLostError: another worker does not answer.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise WorkerLostError(str(error)) from error
 
 
 def choose_precision(name: str) -> str:
@@ -88,14 +169,14 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
-def _default_strategy(num_gpus: int) -> str:
-    if _has_cluster():
-        return "multi_worker"
-    return "mirrored" if num_gpus > 1 else "one_device"
-
-
 def _has_cluster() -> bool:
-    return bool(tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().jobs)
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        return bool(resolver.cluster_spec().jobs)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise config.UsageError(
+            f"TF_CONFIG={os.environ.get('TF_CONFIG')} cannot be read ({error}). {_TF_CONFIG}"
+        ) from error
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:

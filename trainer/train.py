@@ -1,239 +1,360 @@
 """The training loop: `train_and_evaluate`, readable top to bottom."""
 
+import contextlib
 import math
 import os
 import time
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from trainer import (
     checkpoints as checkpoints_lib,
     config as config_lib,
+    datasets,
     evaluation,
     input_pipeline,
     models,
     report,
     run_directory,
     runtime,
+    steps,
+    stopping,
 )
 
 
 def train_and_evaluate(
-    config: config_lib.Config, run_dir: str | os.PathLike, resume: bool = True
+    config: config_lib.Config,
+    run_dir: str | os.PathLike,
+    resume: bool = True,
+    override: bool = False,
 ) -> None:
     """Trains a model, evaluates it after every epoch and leaves a run directory.
 
-    A run that was stopped goes on from its last checkpoint.
+    A run that was stopped, by whatever means, goes on from its last checkpoint as if it
+    had not been. SIGTERM and Ctrl-C end it after the step in hand, with a checkpoint.
 
     Args:
         config: the settings.
         run_dir: where the run is kept.
         resume: whether a run that has begun in `run_dir` may go on.
+        override: whether it may go on with other settings.
 
     Raises:
-        config.UsageError: the settings cannot be used; the message says what to do.
+        config.UsageError: the settings cannot be used, the data is damaged, the loss is no
+            longer finite or the disk is full; the message says what to do.
+        runtime.WorkerLostError: another worker is gone.
     """
     run = run_directory.RunDirectory(run_dir)
-    run.check_continues(config, resume)
-    strategy = runtime.create_strategy(config.strategy, config.tpu, config.logical_cpus)
+    run.check_continues(config, resume, override)
+    choice = runtime.choose_strategy(config.strategy)
+    strategy = runtime.create_strategy(choice.name, config.tpu, config.logical_cpus)
+    runtime.check_replicas(strategy, config.batch_size, config.jit_compile)
     chief = runtime.is_chief(strategy)
     precision = runtime.choose_precision(config.precision)
-    builder = input_pipeline.open_dataset(config.dataset, config.data_dir)
-    genres = input_pipeline.genre_names(builder)
-    num_train = input_pipeline.num_examples(builder, config.train_split)
-    num_test = input_pipeline.num_examples(builder, config.test_split)
-    cache = input_pipeline.choose_cache(
-        config.cache, builder, config.train_split, config.image_size
+    data = _open_data(config)
+    run.check_same_data(data.genres, data.num_train)
+
+    with contextlib.ExitStack() as stack:
+        if chief:
+            stack.enter_context(run.held())
+        stop = stack.enter_context(stopping.StopRequest())
+        stack.enter_context(runtime.lost_workers_named(strategy))
+        # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
+        keras.utils.set_random_seed(config.seed + 1)
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        with strategy.scope():
+            model = models.create_model(
+                config.model, config.image_size, len(data.genres), precision
+            )
+            optimizer = steps.create_optimizer(config.learning_rate, precision)
+            optimizer.build(model.trainable_variables)
+        checkpoints = checkpoints_lib.Checkpoints(
+            run.checkpoints, model, optimizer, config.keep_checkpoints, chief
+        )
+        state = checkpoints.restore()
+        optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
+        print(
+            f"{config.model}, {model.count_params():,} parameters, {precision}\n"
+            f"strategy {choice.name}: {choice.reason}; {strategy.num_replicas_in_sync} replica(s)\n"
+            f"{data.builder.info.full_name}: {data.num_train} posters to train on, "
+            f"{len(data.genres)} genres; evaluated on "
+            + ", ".join(f"{size} of {split}" for split, size in data.eval_splits.items())
+            + f"\ncache {data.cache.name}: {data.cache.reason}",
+            flush=True,
+        )
+        loop = _Loop(config, run, strategy, data, model, optimizer, checkpoints, state, stop)
+        if chief:
+            checkpoints.remove_leftovers()
+            run.write_config(
+                config,
+                genres=data.genres,
+                num_train=data.num_train,
+                validation_split=data.validation_split,
+                precision=precision,
+                replicas=strategy.num_replicas_in_sync,
+                cache=data.cache.name,
+                parameters=model.count_params(),
+            )
+            run.keep_metrics_until(state.step)
+            report.write_tensorboard(run.tensorboard, run.read_metrics(), anew=True)
+            if config.augment:
+                _draw_augmentation(config, data, run)
+        loop.run()
+
+
+class _Data(NamedTuple):
+    """What a run reads."""
+
+    builder: tfds.core.DatasetBuilder
+    genres: list[str]
+    num_train: int
+    steps_per_epoch: int
+    base_rates: np.ndarray
+    cache: input_pipeline.Cache
+    validation_split: str | None  # On which the best checkpoint is chosen.
+    eval_splits: dict[str, int]  # Their sizes.
+
+
+def _open_data(config: config_lib.Config) -> _Data:
+    builder = datasets.open_dataset(config.dataset, config.data_dir)
+    num_train = datasets.num_examples(builder, config.train_split)
+    validation = datasets.validation_split(builder, config.validation_split)
+    eval_splits = [split for split in (validation, config.test_split) if split]
+    with datasets.damage_named(builder, config.train_split):
+        base_rates = datasets.base_rates(builder, config.train_split)
+    return _Data(
+        builder,
+        datasets.genre_names(builder),
+        num_train,
+        math.ceil(num_train / config.batch_size),
+        base_rates,
+        input_pipeline.choose_cache(config.cache, builder, config.train_split, config.image_size),
+        validation,
+        {split: datasets.num_examples(builder, split) for split in eval_splits},
     )
-    if config.jit_compile and strategy.num_replicas_in_sync > 1:
-        raise config_lib.UsageError(
-            f"--jit_compile is for one replica; here are {strategy.num_replicas_in_sync}. Leave it "
-            "out, or choose --strategy=one_device."
-        )
 
-    # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
-    keras.utils.set_random_seed(config.seed + 1)
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    with strategy.scope():
-        model = models.create_model(config.model, config.image_size, len(genres), precision)
-        optimizer = create_optimizer(config.learning_rate, precision)
-        optimizer.build(model.trainable_variables)
-        checkpoints = checkpoints_lib.Checkpoints(run.checkpoints, model, optimizer, chief)
-    step = checkpoints.restore()
-    steps_per_epoch = math.ceil(num_train / config.batch_size)
-    last_step = config.epochs * steps_per_epoch
-    if config.max_steps:
-        last_step = min(last_step, config.max_steps)
-    print(
-        f"{config.model}, {model.count_params():,} parameters, {precision}, "
-        f"{strategy.num_replicas_in_sync} replica(s)\n"
-        f"{builder.info.full_name}: {num_train} posters to train on, {num_test} to test on, "
-        f"{len(genres)} genres\ncache {cache.name}: {cache.reason}"
-    )
-    if chief:
-        run.write_config(
-            config,
-            genres=genres,
-            precision=precision,
-            replicas=strategy.num_replicas_in_sync,
-            cache=cache.name,
-            parameters=model.count_params(),
-        )
-        run.keep_metrics_until(step)
-    if step >= last_step:
-        print(f"Nothing is left to do: {run.path} has done {step} steps of {last_step}.")
-        return
-    if step:
-        print(f"Going on after step {step} of {last_step}.")
 
-    if chief and config.augment:
-        image, variants = input_pipeline.example_variants(
-            builder,
-            config.train_split,
-            image_size=config.image_size,
-            seed=config.seed,
-            augment=config.augmentations,
-            count=report.NUM_VARIANTS,
-        )
-        run_directory.write_atomically(run.augmentation, report.draw_variants(image, variants))
+class _Loop:
+    """Trains epoch after epoch from where a checkpoint left off."""
 
-    train_batches, test_batches = (
-        iter(strategy.experimental_distribute_dataset(dataset))
-        for dataset in (
-            input_pipeline.train_dataset(
-                builder,
+    def __init__(
+        self,
+        config: config_lib.Config,
+        run: run_directory.RunDirectory,
+        strategy: tf.distribute.Strategy,
+        data: _Data,
+        model: keras.Model,
+        optimizer,
+        checkpoints: checkpoints_lib.Checkpoints,
+        state: checkpoints_lib.State,
+        stop: stopping.StopRequest,
+    ):
+        self._config = config
+        self._run = run
+        self._data = data
+        self._checkpoints = checkpoints
+        self._stop_request = stop
+        self._vote = runtime.make_vote(strategy)
+        self._num_replicas = strategy.num_replicas_in_sync
+        self._chief = runtime.is_chief(strategy)
+        self._last_step = config.epochs * data.steps_per_epoch
+        if config.max_steps:
+            self._last_step = min(self._last_step, config.max_steps)
+
+        self._step = state.step
+        self._answers = [(state.labels, state.logits)]  # Of the epoch so far.
+        self._is_recorded = state.step in {record["step"] for record in run.read_metrics()}
+        self._images_per_second = None  # Unless this process trains.
+        self._stopped = False
+        self._last_save = time.monotonic()
+
+        self._train_step = steps.make_train_step(model, optimizer, strategy, config.jit_compile)
+        self._eval_step = steps.make_eval_step(model, strategy)
+        self._order = {
+            "batch_size": config.batch_size,
+            "cache": data.cache.name,
+            "shuffle_buffer": config.shuffle_buffer,
+            "seed": config.seed,
+        }
+
+        def train_dataset(context):
+            return input_pipeline.train_dataset(
+                data.builder,
                 config.train_split,
+                **self._order,
                 image_size=config.image_size,
-                batch_size=config.batch_size,
-                cache=cache.name,
-                shuffle_buffer=config.shuffle_buffer,
-                seed=config.seed,
-                start_step=step,
+                start_step=state.step,
                 augment=config.augmentations,
-                cache_file=run.new_cache_file() if cache.name == "disk" else "",
-            ),
-            input_pipeline.eval_dataset(
-                builder,
-                config.test_split,
+                cache_file=run.new_cache_file() if data.cache.name == "disk" else "",
+                context=context,
+            )
+
+        def eval_dataset(split):
+            return lambda context: input_pipeline.eval_dataset(
+                data.builder,
+                split,
                 image_size=config.image_size,
                 batch_size=config.batch_size,
                 # Read once an epoch, it need not take the room that decoded posters do.
-                cache="none" if cache.name == "none" else "encoded",
-            ),
-        )
-    )
-    train_step = make_train_step(model, optimizer, strategy, config.jit_compile)
-    eval_step = evaluation.make_eval_step(model, strategy)
-    base_rates = input_pipeline.base_rates(builder, config.train_split)
-
-    while step < last_step:
-        epoch = step // steps_per_epoch + 1
-        steps = min(epoch * steps_per_epoch, last_step) - step
-        predicted = {
-            config.train_split: _run_steps(
-                train_step,
-                train_batches,
-                steps,
-                f"epoch {epoch}/{config.epochs}",
-                config.steps_per_call,
-            ),
-            config.test_split: _run_steps(
-                eval_step,
-                test_batches,
-                math.ceil(num_test / config.batch_size),
-                f"evaluating {config.test_split}",
-            ),
-        }
-        step += steps
-        records = [
-            {
-                "epoch": epoch,
-                "step": step,
-                "split": split,
-                **evaluation.compute_metrics(labels, logits),
-                "images_per_second": len(labels) / seconds,
-                "constant": evaluation.compute_constant_metrics(labels, base_rates),
-            }
-            for split, (labels, logits, seconds) in predicted.items()
-        ]
-        if chief:
-            run.append_metrics(records)
-            report.write_tensorboard(run.tensorboard, records)
-            run_directory.write_atomically(
-                run.learning_curves, report.draw_learning_curves(run.read_metrics())
+                cache="none" if data.cache.name == "none" else "encoded",
+                context=context,
             )
-        checkpoints.save(step)
-        seconds = sum(seconds for _, _, seconds in predicted.values())
+
+        distribute = strategy.distribute_datasets_from_function
+        self._train_batches = iter(distribute(train_dataset))
+        self._eval_batches = {
+            split: iter(distribute(eval_dataset(split))) for split in data.eval_splits
+        }
+
+    def run(self) -> None:
+        """Trains and evaluates until the run is done or a stop is asked for."""
+        if self._step:
+            print(f"Going on after step {self._step} of {self._last_step}.", flush=True)
+        while not self._stopped:
+            at_end_of_epoch = self._step % self._data.steps_per_epoch == 0
+            is_done = self._step >= self._last_step
+            if self._step and (at_end_of_epoch or is_done) and not self._is_recorded:
+                self._evaluate()
+                continue
+            if is_done:
+                print(f"{self._run.path}: all {self._last_step} steps are done.", flush=True)
+                return
+            if at_end_of_epoch:
+                self._answers = []
+            self._train_epoch()
         print(
-            f"\nepoch {epoch}/{config.epochs}, step {step}, {seconds:.1f} s, "
-            f"{records[0]['images_per_second']:.0f} img/s\n{report.format_records(records)}",
+            f"Stopped after step {self._step} of {self._last_step}, which is saved. The same "
+            "command goes on.",
             flush=True,
         )
 
+    def _train_epoch(self) -> None:
+        """Trains to the end of the epoch or of the run, and saves when it is time."""
+        config, steps_per_epoch = self._config, self._data.steps_per_epoch
+        epoch = self._step // steps_per_epoch
+        end = min((epoch + 1) * steps_per_epoch, self._last_step)
+        every = config.checkpoint_every_steps or steps_per_epoch
+        outputs = []
+        start = time.perf_counter()
+        num_before = self._num_answers()
+        progress = report.Progress(
+            f"epoch {epoch + 1}/{config.epochs}",
+            end - epoch * steps_per_epoch,
+            done=self._step % steps_per_epoch,
+        )
+        with progress, datasets.damage_named(self._data.builder, config.train_split):
+            while self._step < end and not self._stopped:
+                next_save = min(end, (self._step // every + 1) * every)
+                count = min(config.steps_per_call, next_save - self._step)
+                outputs.append((self._step, self._train_step(self._train_batches, count)))
+                self._step += count
+                self._is_recorded = False
+                progress.update(len(outputs[-1][1]["weight"]), count)
+                # One call late, so that the device has its next work while Python looks.
+                self._check_finite(outputs[-2:-1])
+                is_due = time.monotonic() - self._last_save > config.checkpoint_every_seconds
+                self._stopped, is_due = self._vote(
+                    self._stop_request.requested, self._chief and is_due
+                )
+                if self._step == next_save or self._stopped or is_due:
+                    self._check_finite(outputs)
+                    self._answers.append(steps.collect([output for _, output in outputs]))
+                    outputs = []
+                    self._save()
+        seconds = time.perf_counter() - start
+        self._images_per_second = (self._num_answers() - num_before) / seconds
 
-def create_optimizer(learning_rate: float, precision: str) -> keras.optimizers.Optimizer:
-    """Returns Adam, which scales the loss where gradients are float16."""
-    optimizer = keras.optimizers.Adam(learning_rate)
-    if precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
+    def _save(self) -> None:
+        labels, logits = self._all_answers()
+        self._checkpoints.save(self._step, labels, logits)
+        self._checkpoints.prune(self._run.best_step())
+        self._last_save = time.monotonic()
+
+    def _evaluate(self) -> None:
+        """Scores the epoch and the model as it stands, unless a stop comes before."""
+        predicted = {self._config.train_split: (*self._all_answers(), self._images_per_second)}
+        for split in self._data.eval_splits:
+            with datasets.damage_named(self._data.builder, split):
+                predicted[split] = self._predict(split)
+            if self._stopped:
+                return
+        epoch = math.ceil(self._step / self._data.steps_per_epoch)
+        records = [
+            {
+                "epoch": epoch,
+                "step": self._step,
+                "split": split,
+                **evaluation.compute_metrics(labels, logits),
+                "images_per_second": images_per_second,
+                "constant": evaluation.compute_constant_metrics(labels, self._data.base_rates),
+            }
+            for split, (labels, logits, images_per_second) in predicted.items()
+        ]
+        if self._chief:
+            self._run.append_metrics(records)
+            report.write_tensorboard(self._run.tensorboard, records)
+            run_directory.write_atomically(
+                self._run.learning_curves, report.draw_learning_curves(self._run.read_metrics())
+            )
+            self._checkpoints.prune(self._run.best_step())
+        self._is_recorded = True
+        speed = f", {self._images_per_second:.0f} img/s" if self._images_per_second else ""
+        print(
+            f"\nepoch {epoch}/{self._config.epochs}, step {self._step}{speed}\n"
+            f"{report.format_records(records)}",
+            flush=True,
+        )
+
+    def _predict(self, split: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """Returns labels and logits [N, G] of a split, and images a second."""
+        num_steps = math.ceil(self._data.eval_splits[split] / self._config.batch_size)
+        outputs = []
+        start = time.perf_counter()
+        with report.Progress(f"evaluating {split}", num_steps) as progress:
+            while len(outputs) < num_steps and not self._stopped:
+                outputs.append(self._eval_step(self._eval_batches[split]))
+                progress.update(len(outputs[-1]["weight"]))
+                self._stopped, _ = self._vote(self._stop_request.requested, False)
+        labels, logits = steps.collect(outputs)
+        return labels, logits, len(labels) / (time.perf_counter() - start)
+
+    def _all_answers(self) -> tuple[np.ndarray, np.ndarray]:
+        labels, logits = (np.concatenate(parts) for parts in zip(*self._answers, strict=True))
+        self._answers = [(labels, logits)]
+        return labels, logits
+
+    def _num_answers(self) -> int:
+        return sum(len(labels) for labels, _ in self._answers)
+
+    def _check_finite(self, outputs: list[tuple[int, dict[str, tf.Tensor]]]) -> None:
+        """Stops the run at the first step whose loss or gradients were not finite."""
+        for first_step, output in outputs:
+            finite = output["finite"].numpy()
+            if not finite.all():
+                step = first_step + int(np.argmin(finite)) // self._num_replicas + 1
+                posters = input_pipeline.poster_ids_of_step(
+                    self._data.builder, self._config.train_split, step=step, **self._order
+                )
+                raise config_lib.UsageError(
+                    f"The loss or its gradients are not finite at step {step}. Its batch: "
+                    f"{', '.join(posters)}.\nThe checkpoints in {self._run.checkpoints} are from "
+                    "before it. A lower --learning_rate or --precision=float32 may help; give it "
+                    "with --override to go on, or begin anew in another --run_dir."
+                )
 
 
-def make_train_step(
-    model: keras.Model, optimizer, strategy: tf.distribute.Strategy, jit_compile: bool = False
-):
-    """Returns a compiled function that trains on the next global batches of an iterator.
-
-    It gives the labels and the logits [B, G] of all replicas together, and weights [B]
-    of one.
-    """
-
-    def replica_step(batch):
-        context = tf.distribute.get_replica_context()
-        # The last batch of an epoch may be spread unevenly over the replicas, so the
-        # mean is taken over the examples that there are.
-        local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
-        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
-        with tf.GradientTape() as tape:
-            logits = model(batch["image"], training=True)
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(batch["genres"], logits)
-            loss = tf.reduce_sum(tf.reduce_mean(losses, axis=-1)) / global_size
-            scaled_loss = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = _agree_on_overflow(gradients, context)
-        optimizer.apply(gradients, model.trainable_variables)
-        weight = tf.ones_like(batch["genres"][:, 0])
-        return {"labels": batch["genres"], "logits": logits, "weight": weight}
-
-    return evaluation.make_step(replica_step, strategy, jit_compile)
-
-
-def _agree_on_overflow(gradients: list[tf.Tensor], context) -> list[tf.Tensor]:
-    """Makes gradients non-finite on every replica if they are on any.
-
-    Keras's LossScaleOptimizer looks at its own replica's gradients before they are
-    summed, and would apply the sum with another replica's infinity in it.
-    """
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-    overflows = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
-    poison = tf.where(overflows > 0, np.nan, 0.0)
-    return [gradients[0] + tf.cast(poison, gradients[0].dtype), *gradients[1:]]
-
-
-def _run_steps(
-    step, batches, num_steps: int, name: str, steps_per_call: int = 1
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Runs steps and returns labels and logits [N, G] and the seconds that it took."""
-    start = time.perf_counter()
-    outputs = []
-    with report.Progress(name, num_steps) as progress:
-        for done in range(0, num_steps, steps_per_call):
-            steps = min(steps_per_call, num_steps - done)
-            outputs.append(step(batches, steps))
-            progress.update(len(outputs[-1]["weight"]), steps)
-    labels, logits = evaluation.collect(outputs)
-    return labels, logits, time.perf_counter() - start
+def _draw_augmentation(config: config_lib.Config, data: _Data, run: run_directory.RunDirectory):
+    image, variants = input_pipeline.example_variants(
+        data.builder,
+        config.train_split,
+        image_size=config.image_size,
+        seed=config.seed,
+        augment=config.augmentations,
+        count=report.NUM_VARIANTS,
+    )
+    run_directory.write_atomically(run.augmentation, report.draw_variants(image, variants))

@@ -74,18 +74,18 @@ def measure(config: config_lib.Config) -> None:
     import tensorflow as tf
     import tqdm
 
-    from trainer import input_pipeline, models, run_directory, runtime
+    from trainer import datasets, models, run_directory, runtime
     from trainer.benchmark import peers, stages as stages_lib, turns
 
-    builder = input_pipeline.open_dataset(config.dataset, config.data_dir)
-    input_pipeline.num_examples(builder, config.train_split)
+    builder = datasets.open_dataset(config.dataset, config.data_dir)
+    datasets.num_examples(builder, config.train_split)
     precision = runtime.choose_precision(config.precision)
-    num_genres = len(input_pipeline.genre_names(builder))
+    num_genres = len(datasets.genre_names(builder))
     create = {
         "tutorial": ("tutorial_loop", peers.tutorial_loop, (config,)),
         "opencv": ("opencv", peers.opencv, (config,)),
         "keras_fit": ("keras_fit", peers.keras_fit, (config, num_genres)),
-        "pytorch": ("pytorch", peers.pytorch, (config, num_genres)),
+        "pytorch": ("pytorch", peers.pytorch, (config, num_genres, precision)),
     }
     with contextlib.ExitStack() as stack:
         training = stages_lib.training_stages(builder, config, precision)

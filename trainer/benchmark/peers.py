@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib, input_pipeline, layers, models, startup
+from trainer import config as config_lib, datasets, layers, models, startup
 from trainer.benchmark import stages, turns
 
 _BATCH = 64
@@ -37,7 +37,7 @@ class Peer:
         self._process = concurrent.futures.ProcessPoolExecutor(
             1,
             multiprocessing.get_context("spawn"),
-            initializer=startup.import_tensorflow,
+            initializer=startup.import_stock_tensorflow,
             initargs=(False,),
         )
         self._process.submit(_create, create, arguments).result()
@@ -153,8 +153,8 @@ def with_stock_layers(model: keras.Sequential) -> keras.Sequential:
     return keras.models.clone_model(model, clone_function=clone)
 
 
-def pytorch(config: config_lib.Config, num_genres: int) -> stages.Stage:
-    """Trains the reference CNN with PyTorch, channels last, in float32."""
+def pytorch(config: config_lib.Config, num_genres: int, precision: str) -> stages.Stage:
+    """Trains the reference CNN with PyTorch, channels last, in our precision (no float16)."""
     import torch
     from torch import nn
 
@@ -175,10 +175,13 @@ def pytorch(config: config_lib.Config, num_genres: int) -> stages.Stage:
     batch = stages.resident_batch(config.image_size, config.batch_size, num_genres)
     image = torch.from_numpy(batch["image"].numpy()).permute(0, 3, 1, 2)
     genres = torch.from_numpy(batch["genres"].numpy())
+    bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
 
     def step() -> int:
         optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(model(image / 255), genres)
+        with bfloat16:
+            logits = model(image / 255)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), genres)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -188,6 +191,6 @@ def pytorch(config: config_lib.Config, num_genres: int) -> stages.Stage:
 
 
 def _read_posters(config: config_lib.Config) -> list[bytes]:
-    builder = input_pipeline.open_dataset(config.dataset, config.data_dir)
-    examples = input_pipeline.read(builder, config.train_split).take(_POSTERS)
+    builder = datasets.open_dataset(config.dataset, config.data_dir)
+    examples = datasets.read(builder, config.train_split).take(_POSTERS)
     return [example["image"] for example in examples.as_numpy_iterator()]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, input_pipeline, models, preprocessing, train
+from trainer import config as config_lib, datasets, input_pipeline, models, preprocessing, steps
 from trainer.benchmark import turns
 
 Stage = Callable[[float], turns.Turn]
@@ -20,8 +20,8 @@ def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
 
     Only `cold_pipeline` copies posters into batches; the others count them.
     """
-    threads = input_pipeline.num_threads()
-    examples = input_pipeline.read(builder, config.train_split)
+    threads = datasets.num_threads()
+    examples = datasets.read(builder, config.train_split)
     records = tf.data.TFRecordDataset(
         [str(path) for path in builder.info.splits[config.train_split].filepaths],
         num_parallel_reads=threads,
@@ -49,11 +49,11 @@ def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
 
 def training_stages(builder, config: config_lib.Config, precision: str) -> dict[str, Stage]:
     """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
-    num_genres = len(input_pipeline.genre_names(builder))
+    num_genres = len(datasets.genre_names(builder))
     model = models.create_model(config.model, config.image_size, num_genres, precision)
-    optimizer = train.create_optimizer(config.learning_rate, precision)
+    optimizer = steps.create_optimizer(config.learning_rate, precision)
     optimizer.build(model.trainable_variables)
-    train_step = train.make_train_step(
+    train_step = steps.make_train_step(
         model, optimizer, tf.distribute.get_strategy(), config.jit_compile
     )
 

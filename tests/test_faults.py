@@ -1,0 +1,151 @@
+"""What may go wrong with a run ends in one message, and nothing good is lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import conftest
+from tests.test_resume import finish, start, steps, wait_for
+from trainer import datasets, input_pipeline
+
+
+def refused(process, *expected):
+    printed = finish(process, returncode=1)
+    for text in expected:
+        assert text in printed
+    assert "Traceback" not in printed
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_posters(data_dir, tmp_path):
+    """A rate that overflows float32 in the first step; an earlier checkpoint is kept."""
+    flags = ("--precision=float32", "--seed=3", "--checkpoint_every_steps=1")
+    finish(start(data_dir, tmp_path, *flags, "--max_steps=2"))
+    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+    printed = finish(
+        start(data_dir, tmp_path, *flags, "--learning_rate=1e38", "--override"), returncode=1
+    )
+    assert "not finite at step 4" in printed
+    assert "Traceback" not in printed
+    assert steps(tmp_path)[-1] == 3
+    tf.random.set_seed(3 + 1)  # As the trainer does.
+    batches = input_pipeline.train_dataset(
+        builder, "train", image_size=48, batch_size=32, cache="none", shuffle_buffer=510, seed=3
+    )
+    batch = list(batches.take(4).as_numpy_iterator())[3]
+    ids = printed.split("Its batch: ")[1].split(".")[0].split(", ")
+    genres = {
+        example["poster_id"].decode(): example["genres"]
+        for example in datasets.read(builder, "train").as_numpy_iterator()
+    }
+    expected = [np.isin(np.arange(8), genres[poster_id]) for poster_id in ids]
+    np.testing.assert_array_equal(batch["genres"], expected)
+
+
+def copy_of(data_dir, tmp_path):
+    shutil.copytree(data_dir / "poster_tfds", tmp_path / "data" / "poster_tfds")
+    return tmp_path / "data"
+
+
+def shards(data_dir, split="train"):
+    return sorted((data_dir / "poster_tfds" / "synthetic" / "1.0.0").glob(f"*-{split}.*"))
+
+
+def record_at(shard, index):
+    """Returns where a record begins, by the format's own lengths."""
+    content, position = shard.read_bytes(), 0
+    for _ in range(index):
+        position += int.from_bytes(content[position : position + 8], "little") + 16
+    return position
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "between records"])
+def test_a_damaged_shard_is_named_with_its_byte(data_dir, tmp_path, kind, split):
+    copied = copy_of(data_dir, tmp_path)
+    shard = shards(copied, split)[2]
+    content, begin = bytearray(shard.read_bytes()), record_at(shard, 3)
+    if kind == "flipped":
+        content[begin + 100] ^= 4
+    shard.write_bytes(content[: {"truncated": begin + 50, "between records": begin}.get(kind)])
+    expected = [str(shard), "Build it again"]
+    if kind == "between records":
+        expected.append("holds 3 records, was built with")
+    else:
+        expected.append(f"record 3, at byte {begin}")
+    refused(start(copied, tmp_path / "run", "--epochs=1"), *expected)
+
+
+def test_two_trainers_do_not_share_a_run_directory(data_dir, tmp_path):
+    first = start(data_dir, tmp_path, "--epochs=1000")
+    assert wait_for(lambda: steps(tmp_path), first)
+    refused(start(data_dir, tmp_path, "--epochs=1000"), "another trainer is at work there")
+    first.terminate()
+    assert "Stopped after" in finish(first)
+
+
+def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp_path):
+    finish(start(data_dir, tmp_path, "--max_steps=1"))
+    flags = ("--max_steps=2", "--learning_rate=0.01", "--augment=flip")
+    difference = ("--learning_rate: 0.001 then, 0.01 now", "--augment: '' then, 'flip' now")
+    refused(start(data_dir, tmp_path, *flags), *difference, "--override goes on")
+    finish(start(data_dir, tmp_path, *flags, "--override"))
+    assert steps(tmp_path)[-1] == 2
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert config["learning_rate"] == 0.01
+    refused(
+        start(data_dir, tmp_path, *flags, "--image_size=64", "--override"),
+        "--image_size: 48 then, 64 now",
+        "do not fit",
+    )
+
+
+def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):
+    copied = copy_of(data_dir, tmp_path)
+    finish(start(copied, tmp_path / "run", "--max_steps=1"))
+    names = shards(copied)[0].parent / "genres-feature.labels.txt"
+    if not names.exists():
+        (names,) = shards(copied)[0].parent.glob("*.labels.txt")
+    genres = names.read_text().split()
+    names.write_text("\n".join(["Noir", *genres[1:]]) + "\n")
+    refused(
+        start(copied, tmp_path / "run", "--max_steps=2"), "the dataset has changed", "Its genres"
+    )
+
+
+LITTLE_DISK = """
+mount -t tmpfs -o size=5m tmpfs {run_dir}
+{train} --max_steps=2 --keep_checkpoints=1 || exit 10
+free=$(df --output=avail -k {run_dir} | tail -1)
+head -c $((free - 500))K /dev/zero > {run_dir}/full
+{train} --max_steps=4 --keep_checkpoints=1 && exit 11
+ls {run_dir}/checkpoints/00000002 > /dev/null || exit 12
+rm {run_dir}/full
+{train} --max_steps=4 --keep_checkpoints=1 || exit 13
+ls {run_dir}/checkpoints
+"""
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_with_room(
+    data_dir, tmp_path
+):
+    in_own_mounts = ("unshare", "--user", "--map-root-user", "--mount")
+    if not shutil.which("unshare") or subprocess.run([*in_own_mounts, "true"]).returncode:
+        pytest.skip("no user namespaces here: NOT TESTED on a full disk")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    train = (
+        f"{sys.executable} -m trainer --dataset=poster_tfds/synthetic --data_dir={data_dir} "
+        f"--run_dir={run_dir} --image_size=48"
+    )
+    script = LITTLE_DISK.format(run_dir=run_dir, train=train)
+    result = conftest.run(*in_own_mounts, "bash", "-c", script)
+    assert "The checkpoint of step 4 could not be written to" in result.stderr
+    assert "That of step 2 is intact. Make room" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Going on after step 2 of 4" in result.stdout
+    assert result.stdout.endswith("00000004\n")

@@ -1,0 +1,119 @@
+"""Every strategy trains as one device would; workers that are lost come back."""
+
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from tests.test_resume import FLAGS, assert_same_run, finish, metrics, start, state, steps, wait_for
+from trainer import config, runtime
+
+# 510 posters in batches of 36: in the last, of 6, all but the first replica get none.
+EXACT = ("--batch_size=36", "--max_steps=20", "--learning_rate=0.01")
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(count, data_dir, run_dir, *flags, module="trainer"):
+    """Starts workers on loopback; returns them and a function that starts one again."""
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(count)]}
+
+    def start_worker(index):
+        task = {"type": "worker", "index": index}
+        tf_config = json.dumps({"cluster": cluster, "task": task})
+        return start(data_dir, run_dir, *flags, module=module, TF_CONFIG=tf_config)
+
+    return [start_worker(index) for index in range(count)], start_worker
+
+
+@pytest.fixture(scope="module")
+def one_device(data_dir, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one_device")
+    finish(start(data_dir, run_dir, *EXACT, module="tests.exact_trainer"))
+    return run_dir
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "two workers", "three workers"])
+def test_a_strategy_agrees_with_one_device(data_dir, tmp_path, one_device, strategy):
+    if strategy == "mirrored":
+        flags = ("--strategy=mirrored", "--logical_cpus=2")
+        printed = finish(start(data_dir, tmp_path, *EXACT, *flags, module="tests.exact_trainer"))
+        assert "2 replica(s)" in printed
+    else:
+        count = {"two workers": 2, "three workers": 3}[strategy]
+        workers, _ = start_workers(count, data_dir, tmp_path, *EXACT, module="tests.exact_trainer")
+        for worker in workers:
+            printed = finish(worker)
+            assert "strategy multi_worker: TF_CONFIG names a cluster" in printed
+            assert f"{count} replica(s)" in printed
+    expected, found = state(one_device), state(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if "random" not in name:
+            atol = 1e-3 if name.startswith("logits") else 1e-5
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+    # Each poster counts once: the constant predictor's scores know nothing of the model.
+    for ours, theirs in zip(metrics(one_device), metrics(tmp_path), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["constant"] == pytest.approx(theirs["constant"])
+
+
+def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp_path):
+    flags = (*FLAGS, "--precision=float32")
+    workers, _ = start_workers(2, data_dir, tmp_path / "whole", *flags)
+    for worker in workers:
+        finish(worker)
+    workers, start_worker = start_workers(2, data_dir, tmp_path / "killed", *flags)
+    assert wait_for(lambda: len(steps(tmp_path / "killed")) == 2, workers[1])
+    workers[1].kill()
+    finish(workers[1], -signal.SIGKILL)
+    assert "Going on after step" in finish(start_worker(1))
+    printed = finish(workers[0])
+    assert "A worker is gone" in printed
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_signal_to_one_worker_stops_all_with_a_checkpoint(data_dir, tmp_path):
+    workers, _ = start_workers(2, data_dir, tmp_path, "--epochs=1000")
+    assert wait_for(lambda: steps(tmp_path), workers[1])
+    workers[1].terminate()
+    for worker in workers:
+        assert f"Stopped after step {steps(tmp_path)[-1]} of" in finish(worker)
+
+
+def test_a_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
+    flags = ("--batch_size=31", "--strategy=mirrored", "--logical_cpus=2")
+    printed = finish(start(data_dir, tmp_path, *flags), returncode=1)
+    assert "--batch_size=31 does not divide over 2 replicas; take 30 or 32" in printed
+    assert "Traceback" not in printed
+
+
+def test_multi_worker_without_a_cluster_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(config.UsageError, match="set TF_CONFIG"):
+        runtime.create_strategy("multi_worker")
+    monkeypatch.setenv("TF_CONFIG", "{worker}")
+    with pytest.raises(config.UsageError, match=r"TF_CONFIG=\{worker\} cannot be read"):
+        runtime.choose_strategy("auto")
+
+
+def test_auto_says_what_it_chose_and_why(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert runtime.choose_strategy("auto") == ("one_device", "there is no GPU")
+    assert runtime.choose_strategy("tpu") == ("tpu", "as --strategy=tpu says")
+
+
+def test_a_tpu_that_is_not_there_is_named(data_dir, tmp_path):
+    printed = finish(start(data_dir, tmp_path, "--strategy=tpu", "--tpu=local"), returncode=1)
+    assert "--strategy=tpu: no TPU answers at --tpu='local'" in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,138 @@
+"""What is done with a batch: a step of training, a step of evaluation, on any replicas."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def create_optimizer(learning_rate: float, precision: str) -> keras.optimizers.Optimizer:
+    """Returns Adam, which scales the loss where gradients are float16."""
+    optimizer = keras.optimizers.Adam(learning_rate)
+    if precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def make_train_step(
+    model: keras.Model, optimizer, strategy: tf.distribute.Strategy, jit_compile: bool = False
+):
+    """Returns a compiled function that trains on the next global batches of an iterator.
+
+    It gives the labels and the logits [B, G] of all replicas together, weights [B] of one,
+    and `finite` [replicas]: whether the loss and, unless it is scaled for float16, its
+    gradients were finite.
+    """
+
+    def replica_step(batch):
+        context = tf.distribute.get_replica_context()
+        # The last batch of an epoch may be spread unevenly over the replicas, so the
+        # mean is taken over the examples that there are.
+        local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
+        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
+        with tf.GradientTape() as tape:
+            logits = tf.cast(model(batch["image"], training=True), tf.float32)
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(batch["genres"], logits)
+            loss = tf.reduce_sum(tf.reduce_mean(losses, axis=-1)) / global_size
+            scaled_loss = optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        finite = tf.math.is_finite(loss)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _agree_on_overflow(gradients, context)
+        else:
+            finite &= _all_finite(gradients)
+        optimizer.apply(gradients, model.trainable_variables)
+        weight = tf.ones_like(batch["genres"][:, 0])
+        return {
+            "labels": batch["genres"],
+            "logits": logits,
+            "weight": weight,
+            "finite": tf.cast(finite, tf.float32)[None],  # Booleans cannot be gathered.
+        }
+
+    return _make_step(replica_step, strategy, jit_compile)
+
+
+def make_eval_step(model, strategy: tf.distribute.Strategy):
+    """Returns a compiled function that predicts the next batch of an iterator.
+
+    It gives `labels` and `logits` [B, G] and `weight` [B] of all replicas together.
+    """
+
+    def replica_step(batch):
+        logits = model(batch["image"], training=False)
+        return {"labels": batch["genres"], "logits": logits, "weight": batch["weight"]}
+
+    return _make_step(replica_step, strategy)
+
+
+def _make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
+    """Returns a compiled function that takes an iterator's next batches through all replicas.
+
+    Args:
+        replica_step: takes a replica's part of a batch and returns tensors whose first
+            axis is the example's; they are joined.
+        strategy: where the replicas are.
+        jit_compile: whether XLA compiles `replica_step`.
+
+    Returns:
+        Function of the iterator and of the number of batches, 1 unless said otherwise.
+    """
+    if jit_compile:
+        replica_step = tf.function(replica_step, jit_compile=True)
+
+    @tf.function
+    def step(iterator):
+        outputs = strategy.run(replica_step, args=(next(iterator),))
+        if strategy.num_replicas_in_sync == 1:
+            return outputs
+        return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
+
+    @tf.function
+    def steps(iterator, num_steps):
+        outputs = step(iterator)
+        # The last batch of an epoch may be smaller than the others.
+        arrays = {
+            name: tf.TensorArray(
+                value.dtype, num_steps, infer_shape=False, element_shape=[None, *value.shape[1:]]
+            ).write(0, value)
+            for name, value in outputs.items()
+        }
+        for i in tf.range(1, num_steps):
+            outputs = step(iterator)
+            arrays = {name: array.write(i, outputs[name]) for name, array in arrays.items()}
+        return {name: array.concat() for name, array in arrays.items()}
+
+    def take_steps(iterator, num_steps: int = 1):
+        return step(iterator) if num_steps == 1 else steps(iterator, tf.constant(num_steps))
+
+    return take_steps
+
+
+def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """Joins what steps returned, leaving out what only filled up a batch (weight 0).
+
+    Returns:
+        labels and logits, float32 [N, G].
+    """
+    joined = {
+        key: np.concatenate([output[key].numpy() for output in outputs]) for key in outputs[0]
+    }
+    real = joined["weight"] > 0
+    return joined["labels"][real], joined["logits"][real]
+
+
+def _agree_on_overflow(gradients: list[tf.Tensor], context) -> list[tf.Tensor]:
+    """Makes gradients non-finite on every replica if they are on any.
+
+    Keras's LossScaleOptimizer looks at its own replica's gradients before they are
+    summed, and would apply the sum with another replica's infinity in it.
+    """
+    overflows = tf.cast(~_all_finite(gradients), tf.float32)
+    overflows = context.all_reduce(tf.distribute.ReduceOp.SUM, overflows)
+    poison = tf.where(overflows > 0, np.nan, 0.0)
+    return [gradients[0] + tf.cast(poison, gradients[0].dtype), *gradients[1:]]
+
+
+def _all_finite(tensors: list[tf.Tensor]) -> tf.Tensor:
+    # A sum is finite only if its terms are; it takes one pass and no copy.
+    return tf.math.is_finite(tf.add_n([tf.cast(tf.reduce_sum(t), tf.float32) for t in tensors]))
