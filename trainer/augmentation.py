@@ -19,7 +19,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG.
 
 
 def augment(
-    image: tf.Tensor, changes: Sequence[str], seed: int, epoch: tf.Tensor, index: tf.Tensor
+    image: tf.Tensor, changes: Sequence[str], seed: int, epoch: tf.Tensor, key: tf.Tensor
 ) -> tf.Tensor:
     """Changes a poster at random.
 
@@ -31,12 +31,12 @@ def augment(
             other poster).
         seed: of the run.
         epoch: int64 scalar.
-        index: int64 scalar, the example's place in its split.
+        key: int64 scalar, which tells the poster from others.
 
     Returns:
         uint8 [S, S, 3].
     """
-    draws = tf.random.stateless_uniform([4, 5], tf.stack([seed * 1_000_003 + epoch, index]))
+    draws = tf.random.stateless_uniform([4, 5], tf.stack([seed * 1_000_003 + epoch, key]))
     flip, crop, color, erase = tf.unstack(draws)
     if "flip" in changes:
         image = _flip(image, flip)

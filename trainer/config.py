@@ -54,6 +54,7 @@ class Config:
     steps_per_call: int = _setting(1, "Steps that the device takes before Python is asked again.", minimum=1)
     deterministic: bool = _setting(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
 
+    data_service: str = _setting("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
     cache: str = _setting("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
     shuffle_buffer: int = _setting(0, "Examples to draw from when shuffling; 0: the whole split if it is in memory, 1024 with --cache=disk, 4096 with --cache=none.", minimum=0)
     # fmt: on
@@ -75,6 +76,16 @@ class Config:
             raise UsageError(
                 f"--augment={self.augment}: there is no {', '.join(sorted(unknown))!r}; choose of "
                 f"{', '.join(AUGMENTATIONS)}."
+            )
+
+        if self.data_service and self.deterministic:
+            raise UsageError(
+                "--data_service: its examples come in the order in which they are ready. Leave out "
+                "--deterministic."
+            )
+        if self.data_service and self.cache not in ("auto", "none"):
+            raise UsageError(
+                f"--data_service reads anew each epoch: leave out --cache={self.cache}."
             )
 
     @property

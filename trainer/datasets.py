@@ -105,24 +105,23 @@ def base_rates(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
     return counts.numpy() / num_examples(builder, split)
 
 
-def read(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+def read(builder: tfds.core.DatasetBuilder, split: str, in_parts: bool = False) -> tf.data.Dataset:
     """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`.
 
-    The dataset fails if a shard holds fewer records than were built, which a file that
-    is cut between two records would otherwise hide.
+    Unless others read the rest (`in_parts`), the dataset fails if a shard holds fewer
+    records than were built, which a file that is cut between two records would hide.
     """
     parallelism = num_threads()
-    examples = builder.as_dataset(
+    return builder.as_dataset(
         split,
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(
             try_autocache=False,
+            assert_cardinality=not in_parts,
             num_parallel_calls_for_decode=parallelism,
             num_parallel_calls_for_interleave_files=parallelism,
         ),
     )
-    size = num_examples(builder, split)
-    return examples.apply(tf.data.experimental.assert_cardinality(size))
 
 
 def multi_hot(indices: tf.Tensor, num_genres: int) -> tf.Tensor:

@@ -117,9 +117,6 @@ def train_dataset(
     start_epoch, start_batch = divmod(start_step, steps_per_epoch)
     load = _loader(builder, image_size)
     examples = datasets.read(builder, split)
-    if augment:
-        # An example's place tells it from the others in each epoch.
-        examples = examples.enumerate().map(lambda index, example: {**example, "index": index})
     keeps_decoded = cache in ("decoded", "disk")
     if keeps_decoded:
         examples = _map(examples, load)
@@ -127,29 +124,78 @@ def train_dataset(
         examples = examples.cache(cache_file if cache == "disk" else "")
 
     def one_epoch(epoch):
-        def change(example):
-            index = example.pop("index")
-            image = augmentation.augment(example["image"], augment, seed, epoch, index)
-            return {**example, "image": image}
-
         loaded = share.of(_shuffled(examples, size, cache, shuffle_buffer, seed, epoch))
         # Before they are decoded, pass over those that were trained on.
         trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
         loaded = loaded.skip(tf.where(epoch == start_epoch, trained_on, 0))
         if not keeps_decoded:
             loaded = _map(loaded, load)
-        if augment:
-            loaded = _map(loaded, change)
-        batches = loaded.batch(share.per_replica)
-        if missing := share.num_missing_batches(size):
-            batches = batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
-        return batches
+        batches = _map(loaded, _changer(augment, seed, epoch)).batch(share.per_replica)
+        return share.fill_up(batches, share.num_examples(size), size, empty)
+
+    return _endless(tf.data.Dataset.counter(start_epoch).flat_map(one_epoch))
+
+
+def service_dataset(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    *,
+    service: str,
+    image_size: int,
+    batch_size: int,
+    shuffle_buffer: int,
+    seed: int,
+    start_step: int = 0,
+    augment: Sequence[str] = (),
+    context: tf.distribute.InputContext = _WHOLE,
+) -> tf.data.Dataset:
+    """Returns what `train_dataset` does, but read, decoded and changed by a tf.data service.
+
+    Each training worker has an equal range of the split, whose shards the workers of the
+    service divide among them. Each example comes once an epoch, in the order in which they
+    are ready: what is left of an epoch that was interrupted is made up of other examples.
+
+    Args:
+        builder: an open dataset, on storage that the service's workers reach.
+        split: the split to read.
+        service: the dispatcher, `grpc://host:port`.
+        image_size: side S of the posters, in pixels.
+        batch_size: global batch size, which the number of replicas must divide.
+        shuffle_buffer: examples that a worker of the service draws from; 0: 4096.
+        seed: together with the epoch's number, gives the changes.
+        start_step: batches that an interrupted run has trained on.
+        augment: random changes, of `config.AUGMENTATIONS`.
+        context: which worker this is, of how many, and the number of replicas.
+
+    Yields:
+        As `train_dataset`.
+    """
+    size = datasets.num_examples(builder, split)
+    steps_per_epoch = math.ceil(size / batch_size)
+    share = _Share(batch_size, context)
+    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
+    start_epoch, start_batch = divmod(start_step, steps_per_epoch)
+    load = _loader(builder, image_size)
+    ours = tfds.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
+    num_ours = datasets.num_examples(builder, ours)
+    num_batches = math.ceil(num_ours / share.per_replica)
+    examples = datasets.read(builder, ours, in_parts=True)
+
+    def one_epoch(epoch):
+        order = _shuffled(examples, size, "none", shuffle_buffer, seed, epoch)
+        batches = _map(_map(order, load), _changer(augment, seed, epoch)).batch(share.per_replica)
+        batches = batches.apply(
+            tf.data.experimental.service.distribute(
+                tf.data.experimental.service.ShardingPolicy.DYNAMIC, service
+            )
+        )
+        # Each worker of the service ends with a smaller batch.
+        batches = batches.rebatch(share.per_replica)
+        batches = batches.apply(tf.data.experimental.assert_cardinality(num_batches))
+        return share.fill_up(batches, num_ours, size, empty)
 
     batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
-    # Known to be endless, it spares tf.distribute a look for replicas without a batch.
-    return finish(
-        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    )
+    return _endless(batches.skip(start_batch * share.num_replicas))
 
 
 def poster_ids_of_step(
@@ -206,7 +252,13 @@ def eval_dataset(
     examples = _map(examples, _loader(builder, image_size))
     if cache == "decoded":
         examples = examples.cache()
-    examples = examples.map(lambda example: {**example, "weight": 1.0})
+    examples = examples.map(
+        lambda example: {
+            "image": example["image"],
+            "genres": example["genres"],
+            "weight": 1.0,
+        }
+    )
     empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
     black = {name: tf.zeros(value.shape[1:], value.dtype) for name, value in empty.items()}
     missing = math.ceil(size / batch_size) * share.per_batch - share.num_examples(size)
@@ -221,9 +273,9 @@ class _Share:
     def __init__(self, batch_size: int, context: tf.distribute.InputContext):
         self._batch_size = batch_size
         self._is_whole = context.num_input_pipelines == 1
-        self._replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
         self.per_replica = batch_size // context.num_replicas_in_sync
-        self.per_batch = self.per_replica * self._replicas
+        self.per_batch = self.per_replica * self.num_replicas
         self._first = context.input_pipeline_id * self.per_batch
 
     def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
@@ -243,10 +295,15 @@ class _Share:
         batches, rest = divmod(size, self._batch_size)
         return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
 
-    def num_missing_batches(self, size: int) -> int:
-        """Returns for how many replicas nothing is left in an epoch's last batch."""
-        wanted = math.ceil(size / self._batch_size) * self._replicas
-        return wanted - math.ceil(self.num_examples(size) / self.per_replica)
+    def fill_up(
+        self, batches: tf.data.Dataset, num_ours: int, size: int, empty: dict[str, tf.Tensor]
+    ) -> tf.data.Dataset:
+        """Adds an empty batch for each replica that has nothing left in an epoch's last step."""
+        wanted = math.ceil(size / self._batch_size) * self.num_replicas
+        missing = wanted - math.ceil(num_ours / self.per_replica)
+        if not missing:
+            return batches
+        return batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
 
 
 def _shuffled(
@@ -279,28 +336,44 @@ def example_variants(
     Returns:
         uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
-    image = next(iter(datasets.read(builder, split).map(_loader(builder, image_size))))["image"]
-    index = tf.constant(0, tf.int64)
+    example = next(iter(datasets.read(builder, split).map(_loader(builder, image_size))))
     variants = [
-        augmentation.augment(image, augment, seed, tf.constant(epoch, tf.int64), index)
+        _changer(augment, seed, tf.constant(epoch, tf.int64))(example)["image"]
         for epoch in range(count)
     ]
-    return image.numpy(), np.stack(variants)
+    return example["image"].numpy(), np.stack(variants)
 
 
 def _loader(builder: tfds.core.DatasetBuilder, image_size: int):
     num_genres = len(datasets.genre_names(builder))
 
     def load(example):
-        loaded = {
+        return {
             "image": preprocessing.decode_and_resize(example["image"], image_size),
             "genres": datasets.multi_hot(example["genres"], num_genres),
+            "key": tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max),
         }
-        if "index" in example:
-            loaded["index"] = example["index"]
-        return loaded
 
     return load
+
+
+def _changer(augment: Sequence[str], seed: int, epoch: tf.Tensor):
+    """Returns a function that makes of a loaded example what the model sees."""
+
+    def change(example):
+        image, key = example["image"], example["key"]
+        if augment:
+            image = augmentation.augment(image, augment, seed, epoch, key)
+        return {"image": image, "genres": example["genres"]}
+
+    return change
+
+
+def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    # Known to be endless, it spares tf.distribute a look for replicas without a batch.
+    return finish(
+        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    )
 
 
 def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:

@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "jit_compile",
     "steps_per_call",
     "deterministic",
+    "data_service",
     "checkpoint_every_steps",
     "checkpoint_every_seconds",
     "keep_checkpoints",

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pathlib
+import socket
+import urllib.parse
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ _TF_CONFIG = (
     "It names all workers and this one's index, e.g. "
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
 )
+_SECONDS_TO_CONNECT = 10
 _CPU_FLAGS_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 
@@ -94,6 +97,21 @@ def check_replicas(strategy: tf.distribute.Strategy, batch_size: int, jit_compil
             f"--jit_compile is for one replica; here are {replicas}. Leave it out, or choose "
             "--strategy=one_device."
         )
+
+
+def check_reachable(flag: str, address: str) -> None:
+    """Checks that a server answers at `grpc://host:port`; TensorFlow would wait for it for ever.
+
+    Raises:
+        config.UsageError: none does.
+    """
+    try:
+        url = urllib.parse.urlsplit(address)
+        if url.scheme != "grpc" or not url.port:
+            raise ValueError("it is not grpc://host:port")
+        socket.create_connection((url.hostname, url.port), _SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise config.UsageError(f"{flag}={address}: no server answers there ({error}).") from error
 
 
 def make_vote(strategy: tf.distribute.Strategy) -> Callable[..., tuple[bool, ...]]:

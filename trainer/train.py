@@ -1,6 +1,7 @@
 """The training loop: `train_and_evaluate`, readable top to bottom."""
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -125,6 +126,13 @@ def _open_data(config: config_lib.Config) -> _Data:
     num_train = datasets.num_examples(builder, config.train_split)
     validation = datasets.validation_split(builder, config.validation_split)
     eval_splits = [split for split in (validation, config.test_split) if split]
+    if config.data_service:
+        runtime.check_reachable("--data_service", config.data_service)
+        cache = input_pipeline.Cache("none", f"{config.data_service} reads the train split")
+    else:
+        cache = input_pipeline.choose_cache(
+            config.cache, builder, config.train_split, config.image_size
+        )
     with datasets.damage_named(builder, config.train_split):
         base_rates = datasets.base_rates(builder, config.train_split)
     return _Data(
@@ -133,7 +141,7 @@ def _open_data(config: config_lib.Config) -> _Data:
         num_train,
         math.ceil(num_train / config.batch_size),
         base_rates,
-        input_pipeline.choose_cache(config.cache, builder, config.train_split, config.image_size),
+        cache,
         validation,
         {split: datasets.num_examples(builder, split) for split in eval_splits},
     )
@@ -177,20 +185,27 @@ class _Loop:
         self._eval_step = steps.make_eval_step(model, strategy)
         self._order = {
             "batch_size": config.batch_size,
-            "cache": data.cache.name,
             "shuffle_buffer": config.shuffle_buffer,
             "seed": config.seed,
         }
 
         def train_dataset(context):
-            return input_pipeline.train_dataset(
+            create = functools.partial(
+                input_pipeline.train_dataset,
+                cache=data.cache.name,
+                cache_file=run.new_cache_file() if data.cache.name == "disk" else "",
+            )
+            if config.data_service:
+                create = functools.partial(
+                    input_pipeline.service_dataset, service=config.data_service
+                )
+            return create(
                 data.builder,
                 config.train_split,
                 **self._order,
                 image_size=config.image_size,
                 start_step=state.step,
                 augment=config.augmentations,
-                cache_file=run.new_cache_file() if data.cache.name == "disk" else "",
                 context=context,
             )
 
@@ -337,12 +352,19 @@ class _Loop:
             finite = output["finite"].numpy()
             if not finite.all():
                 step = first_step + int(np.argmin(finite)) // self._num_replicas + 1
-                posters = input_pipeline.poster_ids_of_step(
-                    self._data.builder, self._config.train_split, step=step, **self._order
-                )
+                posters = "in the order of the data service"
+                if not self._config.data_service:
+                    ids = input_pipeline.poster_ids_of_step(
+                        self._data.builder,
+                        self._config.train_split,
+                        step=step,
+                        cache=self._data.cache.name,
+                        **self._order,
+                    )
+                    posters = ", ".join(ids)
                 raise config_lib.UsageError(
                     f"The loss or its gradients are not finite at step {step}. Its batch: "
-                    f"{', '.join(posters)}.\nThe checkpoints in {self._run.checkpoints} are from "
+                    f"{posters}.\nThe checkpoints in {self._run.checkpoints} are from "
                     "before it. A lower --learning_rate or --precision=float32 may help; give it "
                     "with --override to go on, or begin anew in another --run_dir."
                 )

@@ -1,0 +1,118 @@
+"""Posters read by a dispatcher and two workers, each a process, as README starts them."""
+
+import itertools
+import signal
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import conftest
+from tests.test_resume import finish, metrics, start
+from trainer import config, datasets, input_pipeline
+
+SIZE, NUM_TRAIN, BATCH = 48, 510, 36
+
+
+@pytest.fixture(scope="module")
+def service():
+    """The dispatcher's address."""
+    command = (sys.executable, "-m", "trainer.data_service", "--host=localhost")
+    dispatcher = conftest.start(*command)
+    address = dispatcher.stdout.readline().split("--data_service=")[1].strip()
+    workers = [
+        conftest.start(*command, f"--dispatcher={address.removeprefix('grpc://')}")
+        for _ in range(2)
+    ]
+    for worker in workers:
+        assert "is ready" in worker.stdout.readline()
+    yield address
+    for process in (*workers, dispatcher):
+        process.send_signal(signal.SIGTERM)
+        assert "Stopped." in finish(process)
+
+
+@pytest.fixture(scope="module")
+def builder(data_dir):
+    return datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+
+
+def batches(builder, service, count, index=0, workers=1, **settings):
+    dataset = input_pipeline.service_dataset(
+        builder,
+        "train",
+        service=service,
+        image_size=SIZE,
+        batch_size=BATCH,
+        shuffle_buffer=0,
+        seed=1,
+        context=tf.distribute.InputContext(workers, index, workers),
+        **settings,
+    )
+    return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
+def posters(batches):
+    """Returns each poster with its genres, in an order of their own."""
+    return sorted(
+        (image.tobytes(), genres.tobytes())
+        for batch in batches
+        for image, genres in zip(batch["image"], batch["genres"], strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(builder):
+    dataset = input_pipeline.train_dataset(
+        builder,
+        "train",
+        image_size=SIZE,
+        batch_size=BATCH,
+        cache="none",
+        shuffle_buffer=0,
+        seed=0,
+    )
+    return posters(itertools.islice(dataset.as_numpy_iterator(), 15))
+
+
+def test_each_example_comes_once_an_epoch(builder, service, expected):
+    found = batches(builder, service, 30)
+    sizes = [len(batch["image"]) for batch in found]
+    assert sizes == [*[BATCH] * 14, 6] * 2
+    assert posters(found[:15]) == posters(found[15:]) == expected
+    assert any(
+        (a["image"] != b["image"]).any() for a, b in zip(found[:14], found[15:29], strict=True)
+    )
+
+
+def test_each_example_comes_once_over_three_training_workers(builder, service, expected):
+    found = [batches(builder, service, 15, index, 3) for index in range(3)]
+    assert {len(worker) for worker in found} == {15}
+    assert posters(itertools.chain(*found)) == expected
+    assert all(len(batch["image"]) <= BATCH // 3 for worker in found for batch in worker)
+
+
+def test_the_service_makes_the_changes_that_are_asked_for(builder, service, expected):
+    changed = posters(batches(builder, service, 15, augment=("flip",)))
+    kept = len(set(changed) & set(expected))
+    assert 0.4 * NUM_TRAIN < kept < 0.6 * NUM_TRAIN
+
+
+def test_the_trainer_counts_each_poster_once(data_dir, tmp_path, service, run_dir):
+    flags = (f"--data_service={service}", "--epochs=1")
+    printed = finish(start(data_dir, tmp_path, *flags))
+    assert f"cache none: {service} reads the train split" in printed
+    for ours, theirs in zip(metrics(tmp_path), metrics(run_dir), strict=False):
+        assert ours["constant"] == pytest.approx(theirs["constant"])
+        assert np.isfinite(ours["loss"])
+
+
+def test_what_cannot_be_is_refused(data_dir, tmp_path):
+    with pytest.raises(config.UsageError, match="Leave out --deterministic"):
+        config.Config(data_service="grpc://x:1", deterministic=True)
+    with pytest.raises(config.UsageError, match="leave out --cache=disk"):
+        config.Config(data_service="grpc://x:1", cache="disk")
+    printed = finish(start(data_dir, tmp_path, "--data_service=grpc://localhost:1"), returncode=1)
+    assert "--data_service=grpc://localhost:1: no server answers there" in printed
+    assert "Traceback" not in printed
