@@ -24,6 +24,7 @@ setuptools.setup(
         "matplotlib>=3.9,<4",
         "numpy>=2,<3",
         "pillow>=11,<13",
+        "requests>=2.32,<3",
         "scikit-learn>=1.5,<2",
         "tensorboard>=2.20,<3",
         "tensorflow>=2.21,<2.22",
@@ -34,6 +35,12 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
         # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
-        "test": ["dill>=0.3.8,<1", "pytest>=8,<10", "ruff>=0.15,<0.18"],
+        "test": [
+            "dill>=0.3.8,<1",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.15,<0.18",
+            "tensorflow-serving-api>=2.21,<2.22",
+        ],
     },
 )

@@ -13,6 +13,21 @@ _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run to export.
 _EXPORT_DIR = flags.DEFINE_string(
     "export_dir", None, "Directory of versions; a new one is added to it.", required=True
 )
+_TOP_K = flags.DEFINE_integer(
+    "top_k", 5, "Genres that the signature `top_k` answers with.", lower_bound=1
+)
+_MAX_IMAGE_BYTES = flags.DEFINE_integer(
+    "max_image_bytes", 32_000_000, "Larger files are answered with an error.", lower_bound=1
+)
+_MAX_IMAGE_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels",
+    25_000_000,
+    "Images with more pixels are answered with an error; each takes 3 bytes while it is decoded.",
+    lower_bound=1,
+)
+_KEEP_VERSIONS = flags.DEFINE_integer(
+    "keep_versions", 0, "Newest versions to keep; 0: all.", lower_bound=0
+)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
@@ -21,11 +36,18 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     startup.import_tensorflow(_VERBOSE.value)
-    from export import saved_model
+    from export import saved_model, serving_model
+    from poster_tfds import directory_lock
 
     try:
-        version = saved_model.export_saved_model(_RUN_DIR.value, _EXPORT_DIR.value)
-    except config_lib.UsageError as error:
+        version = saved_model.export_saved_model(
+            _RUN_DIR.value,
+            _EXPORT_DIR.value,
+            top_k=_TOP_K.value,
+            limits=serving_model.Limits(_MAX_IMAGE_BYTES.value, _MAX_IMAGE_PIXELS.value),
+            keep_versions=_KEEP_VERSIONS.value,
+        )
+    except (config_lib.UsageError, directory_lock.HeldError) as error:
         sys.exit(str(error))
     print(f"Published {version}")
 

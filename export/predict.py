@@ -1,82 +1,159 @@
-"""Asks an exported model for the genres of posters.
+"""Asks an exported model, or a server that serves it, for the genres of posters.
 
-python -m export.predict --model=exports/imdb poster.jpg another.jpg
+python -m export.predict --model=exports/imdb poster.jpg folder/
+python -m export.predict --server=localhost:8501 --name=imdb folder/ --json
+python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=posters.txt --csv
 """
 
+import collections
+import concurrent.futures
+import contextlib
+import csv
+import itertools
 import json
 import pathlib
 import sys
+from collections.abc import Iterable, Iterator
 
+import tqdm
 from absl import app, flags
 
+from export import clients
 from trainer import config as config_lib, startup
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Directory of versions (the newest answers) or one version.", required=True
+    "model", None, "Directory of versions (the newest answers) or one version."
+)
+_SERVER = flags.DEFINE_string(
+    "server", None, "Server to ask: HOST:PORT of its REST port, or grpc://HOST:PORT."
+)
+_NAME = flags.DEFINE_string("name", "posters", "Name under which the server serves the model.")
+_LIST = flags.DEFINE_string(
+    "list", None, "File that names a poster on each line; -: standard input."
 )
 _TOP_K = flags.DEFINE_integer("top_k", 3, "Genres to show for each poster.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a poster instead of a table.")
+_CSV = flags.DEFINE_bool("csv", False, "Print CSV: poster, genre, score, error.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Posters a request.", lower_bound=1)
+_PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bound=1)
+_TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
-def top_genres(serve, poster: pathlib.Path, top_k: int) -> list[tuple[str, float]]:
-    """Returns the most probable genres of a poster and their probabilities, best first.
 
-    Args:
-        serve: the signature `serving_default` of a loaded SavedModel.
-        poster: path of a JPEG.
-        top_k: how many genres to return.
+def find_posters(arguments: Iterable[str], list_file: str | None) -> Iterator[pathlib.Path]:
+    """Yields the posters that are named, those in folders that are named, and those of a list.
 
     Raises:
-        ValueError: the poster cannot be read or decoded; the message names it.
+        OSError: the list cannot be read.
     """
-    import tensorflow as tf
-
-    try:
-        answer = serve(image_bytes=tf.constant([poster.read_bytes()]))
-    except OSError as error:
-        raise ValueError(f"{poster}: {error.strerror}") from error
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"{poster}: not a JPEG that decodes") from error
-    scores = answer["scores"].numpy()[0]
-    genres = answer["genres"].numpy()[0]
-    best = scores.argsort()[::-1][:top_k]
-    return [(genres[i].decode(), float(scores[i])) for i in best]
+    for argument in arguments:
+        path = pathlib.Path(argument)
+        if path.is_dir():
+            inside = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            yield from sorted(inside)
+        else:
+            yield path
+    if list_file:
+        with contextlib.nullcontext(sys.stdin) if list_file == "-" else open(list_file) as lines:
+            yield from (pathlib.Path(line.strip()) for line in lines if line.strip())
 
 
-def format_row(poster: pathlib.Path, genres: list[tuple[str, float]], width: int) -> str:
-    """Returns a line of the table: the poster and its genres."""
-    return f"{poster!s:<{width}}" + "".join(f"  {name:<12} {score:.3f}" for name, score in genres)
+def ask_all(
+    client, posters: Iterable[pathlib.Path], batch_size: int, parallel: int
+) -> Iterator[tuple[pathlib.Path, clients.Answer]]:
+    """Yields each poster with its answer, in order; no more is held than is being asked.
+
+    Args:
+        client: of `clients`.
+        posters: paths of image files.
+        batch_size: posters a request.
+        parallel: requests at a time.
+
+    Raises:
+        clients.ServerError: a server does not answer.
+    """
+
+    def ask(batch):
+        images, answers = [], {}
+        for poster in batch:
+            try:
+                images.append(poster.read_bytes())
+            except OSError as error:
+                answers[poster] = clients.Answer([], error.strerror)
+        asked = [poster for poster in batch if poster not in answers]
+        if images:
+            answers.update(zip(asked, client.ask(images), strict=True))
+        return [(poster, answers[poster]) for poster in batch]
+
+    posters = iter(posters)
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        try:
+            while True:
+                while len(waiting) < 2 * parallel and (
+                    batch := list(itertools.islice(posters, batch_size))
+                ):
+                    waiting.append(pool.submit(ask, batch))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def main(argv: list[str]) -> None:
     """Predicts as the flags say; ends with status 1 if a poster could not be read."""
-    posters = [pathlib.Path(argument) for argument in argv[1:]]
-    if not posters:
-        sys.exit("Name at least one poster: python -m export.predict --model=DIR poster.jpg ...")
+    if (_MODEL.value is None) == (_SERVER.value is None):
+        sys.exit("Give either --model=DIR or --server=HOST:PORT.")
+    if not argv[1:] and not _LIST.value:
+        sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
+    if _JSON.value and _CSV.value:
+        sys.exit("Give either --json or --csv.")
     startup.import_tensorflow(_VERBOSE.value)
-    import tensorflow as tf
-
     from export import saved_model
 
+    failed = 0
+    write = _writer()
     try:
-        model = tf.saved_model.load(str(saved_model.resolve_version(_MODEL.value)))
-    except config_lib.UsageError as error:
-        sys.exit(str(error))
-    width = max(len(str(poster)) for poster in posters)
-    failed = False
-    for poster in posters:
-        try:
-            genres = top_genres(model.signatures["serving_default"], poster, _TOP_K.value)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            failed = True
-            continue
-        if _JSON.value:
-            print(json.dumps({"poster": str(poster), "genres": dict(genres)}))
+        if _SERVER.value:
+            client = clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
         else:
-            print(format_row(poster, genres, width))
-    sys.exit(failed)
+            client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
+        posters = find_posters(argv[1:], _LIST.value)
+        answers = ask_all(client, posters, _BATCH_SIZE.value, _PARALLEL.value)
+        for poster, answer in tqdm.tqdm(
+            answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
+        ):
+            if answer.error:
+                tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)
+                failed += 1
+            write(poster, answer.genres[: _TOP_K.value], answer.error)
+    except (config_lib.UsageError, clients.ServerError, OSError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(failed > 0)
+
+
+def _writer():
+    """Returns a function that prints a poster, its genres and its error."""
+    rows = csv.writer(sys.stdout)
+    if _CSV.value:
+        rows.writerow(["poster", "genre", "score", "error"])
+
+    def write(poster, genres, error):
+        if _CSV.value:
+            for name, score in genres or [("", "")]:
+                rows.writerow([poster, name, score, error])
+        elif _JSON.value:
+            verdict = {"error": error} if error else {"genres": dict(genres)}
+            print(json.dumps({"poster": str(poster), **verdict}))
+        elif not error:
+            print(f"{poster}" + "".join(f"  {name:<12} {score:.3f}" for name, score in genres))
+
+    return write
 
 
 if __name__ == "__main__":

@@ -4,20 +4,29 @@ import io
 import os
 import pathlib
 import shutil
-import uuid
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export import serving_model
-from trainer import checkpoints, config as config_lib
+from export import serving_files, serving_model
+from poster_tfds import directory_lock
+from trainer import checkpoints, config as config_lib, datasets, run_directory
 
 _TOLERANCE = 1e-5
+_LIMITS = serving_model.Limits()
+_INCOMPLETE = "incomplete-"
 
 
-def export_saved_model(run_dir: str | os.PathLike, export_dir: str | os.PathLike) -> pathlib.Path:
-    """Exports the newest checkpoint of a run, in float32, as a new version.
+def export_saved_model(
+    run_dir: str | os.PathLike,
+    export_dir: str | os.PathLike,
+    *,
+    top_k: int = 5,
+    limits: serving_model.Limits = _LIMITS,
+    keep_versions: int = 0,
+) -> pathlib.Path:
+    """Exports the best checkpoint of a run, in float32, as a new version.
 
     The version appears under its number only when it is complete and has answered as
     the run's own model does: a server that watches `export_dir` never sees part of it.
@@ -25,6 +34,9 @@ def export_saved_model(run_dir: str | os.PathLike, export_dir: str | os.PathLike
     Args:
         run_dir: directory of a run.
         export_dir: directory of versions, for TensorFlow Serving's `model_base_path`.
+        top_k: genres that the signature `top_k` answers with.
+        limits: what an image may cost.
+        keep_versions: how many of the newest versions to keep; 0: all.
 
     Returns:
         The version's directory, `export_dir/<integer>`.
@@ -34,21 +46,33 @@ def export_saved_model(run_dir: str | os.PathLike, export_dir: str | os.PathLike
         RuntimeError: the SavedModel does not answer as the model does.
     """
     model, facts = checkpoints.restore_model(run_dir)
-    module = serving_model.ServingModel(model, facts["genres"], facts["image_size"])
+    module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
+    run = run_directory.RunDirectory(run_dir)
     export_dir = pathlib.Path(export_dir)
     export_dir.mkdir(parents=True, exist_ok=True)
-    # A server takes only directories with integer names for versions.
-    unfinished = export_dir / f"incomplete-{uuid.uuid4().hex}"
-    try:
-        tf.saved_model.save(
-            module, os.fspath(unfinished), {"serving_default": module.serving_default}
-        )
-        _check_answers_alike(unfinished, module)
-        numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
-        version = export_dir / str(max(numbers, default=0) + 1)
-        unfinished.rename(version)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with directory_lock.hold(export_dir):
+        for leftover in export_dir.glob(f"{_INCOMPLETE}*"):
+            shutil.rmtree(leftover)
+        # A server takes only directories with integer names for versions.
+        unfinished = export_dir / f"{_INCOMPLETE}{os.getpid()}"
+        posters = [*_real_posters(run), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
+        try:
+            signatures = {
+                name: function.get_concrete_function()
+                for name, function in module.signatures.items()
+            }
+            tf.saved_model.save(module, os.fspath(unfinished), signatures)
+            serving_files.write_version_files(unfinished, signatures, facts, run, posters[0])
+            _check_answers_alike(unfinished, module, posters)
+            numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
+            version = export_dir / str(max(numbers, default=0) + 1)
+            unfinished.rename(version)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        serving_files.write_server_files(export_dir, export_dir.resolve().name)
+        if keep_versions:
+            for number in published_versions(export_dir)[:-keep_versions]:
+                _remove(export_dir / str(number))
     return version
 
 
@@ -79,9 +103,17 @@ def resolve_version(path: str | os.PathLike) -> pathlib.Path:
     return path / str(versions[-1])
 
 
-def _check_answers_alike(path: pathlib.Path, module: serving_model.ServingModel) -> None:
+def _remove(version: pathlib.Path) -> None:
+    """Removes a version, out of the server's sight first."""
+    hidden = version.with_name(f"{_INCOMPLETE}{version.name}")
+    version.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _check_answers_alike(
+    path: pathlib.Path, module: serving_model.ServingModel, posters: list[bytes]
+) -> None:
     """Loads a SavedModel into a session, as the server does, and compares its answers."""
-    posters = [_example_jpeg(width, height) for width, height in ((300, 444), (97, 51))]
     expected = {k: v.numpy() for k, v in module.serving_default(tf.constant(posters)).items()}
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], os.fspath(path))
@@ -91,14 +123,27 @@ def _check_answers_alike(path: pathlib.Path, module: serving_model.ServingModel)
             {signature.inputs["image_bytes"].name: posters},
         )
     difference = np.abs(answers["scores"] - expected["scores"]).max()
-    if difference > _TOLERANCE or (answers["genres"] != expected["genres"]).any():
+    if not answers["ok"].all() or (answers["genres"] != expected["genres"]).any():
+        difference = np.inf
+    if not difference <= _TOLERANCE:
         raise RuntimeError(
             f"The SavedModel does not answer as the model does (scores differ by {difference}); "
             "nothing was published."
         )
 
 
-def _example_jpeg(width: int, height: int) -> bytes:
+def _real_posters(run: run_directory.RunDirectory) -> list[bytes]:
+    """Returns a poster of the run's own dataset, if it is still there."""
+    config, _ = run.read_config()
+    try:
+        builder = datasets.open_dataset(config.dataset, config.data_dir)
+    except config_lib.UsageError:
+        return []
+    first = datasets.read(builder, config.train_split, in_parts=True).take(1)
+    return [example["image"] for example in first.as_numpy_iterator()]
+
+
+def _drawn_jpeg(width: int, height: int) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3))
     jpeg = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).resize((width, height)).save(jpeg, "JPEG")

@@ -1,52 +1,246 @@
-"""The signatures of the exported model."""
+"""The signatures of the exported model.
 
-from collections.abc import Sequence
+Server-side batching joins the images of many clients, so an image that cannot be read
+must cost the others nothing: each is checked and decoded in a `tf.data` pipeline of its
+own kind, inside the graph, which drops the ones that fail.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from trainer import preprocessing
 
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = 24  # Bytes of a PNG up to the end of its height.
+_LOADED, _EMPTY, _NOT_AN_IMAGE, _TOO_MANY_BYTES, _TOO_MANY_PIXELS, _NOT_DECODED = range(6)
+_PARALLEL_CALLS = 4  # Threads are the server's; more calls than cores wait at no cost.
+
+
+class Limits(NamedTuple):
+    """What an image may cost; it is refused by its header beyond that."""
+
+    max_bytes: int = 32_000_000
+    max_pixels: int = 25_000_000
+
 
 class ServingModel(tf.Module):
-    """JPEG bytes in, genres with their scores out."""
+    """Images in, genres with their scores out.
 
-    def __init__(self, model: keras.Model, genres: Sequence[str], image_size: int):
+    Every signature answers row by row: a row whose image cannot be read has `ok` false,
+    the reason in `error` and scores of 0, and the other rows are what they would be
+    without it.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        genres: Sequence[str],
+        image_size: int,
+        top_k: int,
+        limits: Limits,
+    ):
+        """Wraps a trained model.
+
+        Args:
+            model: uint8 [N, S, S, 3] to logits [N, G].
+            genres: their G names.
+            image_size: S.
+            top_k: genres that `top_k` answers with; all, if there are fewer.
+            limits: what an image may cost.
+        """
         super().__init__(name="poster_genres")
         # Behind a function: tf.Module would track the model too and, Keras 3 wrapping
         # its variables, store every weight twice (keras#23553).
         self._logits = lambda pixels: model(pixels, training=False)
         self._image_size = image_size
         self._genres = tuple(genres)
+        self._top_k = min(top_k, len(genres))
+        self._limits = limits
         # tf.Module does not see into a Keras 3 model; a server could not restore the
         # variables of one that it merely holds.
-        self._variables = [variable.value for variable in model.variables]
+        self._variables = [variable.value for variable in model.weights]
+
+    @property
+    def signatures(self) -> dict[str, Callable]:
+        """The functions by the names under which they are served."""
+        names = ("serving_default", "top_k", "classify", "pixels")
+        return {name: getattr(self, name) for name in names}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serving_default(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Scores every genre for each poster.
+        """Scores every genre for each image.
 
         Args:
-            image_bytes: string [N], JPEGs of any size.
+            image_bytes: string [N], JPEGs or PNGs of any size.
 
         Returns:
             scores: float32 [N, G], the probability of each genre.
-            genres: string [N, G], the genres' names, the same for each poster.
+            genres: string [N, G], the genres' names, the same for each image.
+            ok: bool [N], whether the image could be read.
+            error: string [N], why not; empty if it could.
         """
-        # oneDNN's convolution of an empty batch has the wrong number of channels.
+        scores, error = self._score_images(image_bytes, lambda image: image)
+        return {"scores": scores, "genres": self._names(scores), **_verdict(error)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def top_k(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the K most probable genres of each image, best first.
+
+        Args:
+            image_bytes: string [N], JPEGs or PNGs of any size.
+
+        Returns:
+            scores: float32 [N, K]; genres: string [N, K]; ok: bool [N]; error: string [N].
+        """
+        scores, error = self._score_images(image_bytes, lambda image: image)
+        best = tf.math.top_k(scores, self._top_k)
+        genres = tf.gather(tf.constant(self._genres), best.indices)
+        return {"scores": best.values, "genres": genres, **_verdict(error)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def classify(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Scores images in the form of TensorFlow Serving's Classify API.
+
+        Args:
+            inputs: string [N], serialized tf.Examples with a bytes feature `image_bytes`.
+
+        Returns:
+            classes: string [N, G]; scores: float32 [N, G], 0 for what cannot be read.
+        """
+        feature = {"image_bytes": tf.io.FixedLenFeature([], tf.string)}
+        scores, _ = self._score_images(
+            inputs, lambda example: tf.io.parse_single_example(example, feature)["image_bytes"]
+        )
+        return {"classes": self._names(scores), "scores": scores}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="pixels")])
+    def pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Scores images that are decoded already.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], RGB.
+
+        Returns:
+            scores: float32 [N, G]; genres: string [N, G].
+        """
         scores = tf.cond(
-            tf.size(image_bytes) > 0,
-            lambda: self._score(image_bytes),
+            tf.size(pixels) > 0,
+            lambda: self._score(preprocessing.resize(pixels, self._image_size)),
+            lambda: tf.zeros([tf.shape(pixels)[0], len(self._genres)]),
+        )
+        return {"scores": scores, "genres": self._names(scores)}
+
+    def _names(self, scores: tf.Tensor) -> tf.Tensor:
+        return tf.tile([self._genres], [tf.shape(scores)[0], 1])
+
+    def _score(self, pixels: tf.Tensor) -> tf.Tensor:
+        # oneDNN's convolution of an empty batch has the wrong number of channels.
+        return tf.cond(
+            tf.shape(pixels)[0] > 0,
+            lambda: tf.sigmoid(self._logits(pixels)),
             lambda: tf.zeros([0, len(self._genres)]),
         )
-        genres = tf.tile([self._genres], [tf.size(image_bytes), 1])
-        return {"scores": scores, "genres": genres}
 
-    def _score(self, image_bytes: tf.Tensor) -> tf.Tensor:
+    def _score_images(self, inputs: tf.Tensor, unpack) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scores [N, G] and errors [N] of images, or of what `unpack` makes images of."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
-            pixels = tf.map_fn(
-                lambda image: preprocessing.decode_and_resize(image, self._image_size),
-                image_bytes,
-                fn_output_signature=tf.TensorSpec([self._image_size] * 2 + [3], tf.uint8),
+            rows, status, pixels = self._load(inputs, unpack)
+        read = tf.cast(status == _LOADED, tf.float32)[:, None]
+        size, rows = tf.size(inputs), rows[:, None]
+        scores = tf.scatter_nd(rows, self._score(pixels) * read, [size, len(self._genres)])
+        status = tf.tensor_scatter_nd_update(tf.fill([size], _NOT_DECODED), rows, status)
+        reasons = {
+            _LOADED: "",
+            _EMPTY: "empty",
+            _NOT_AN_IMAGE: "neither a JPEG nor a PNG",
+            _TOO_MANY_BYTES: f"more than {self._limits.max_bytes} bytes",
+            _TOO_MANY_PIXELS: f"more than {self._limits.max_pixels} pixels",
+            _NOT_DECODED: "does not decode",
+        }
+        return scores, tf.gather([reasons[code] for code in sorted(reasons)], status)
+
+    def _load(self, inputs: tf.Tensor, unpack) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Decodes what can be decoded, each element for itself.
+
+        Returns:
+            For those that raised no error: their rows, int32 [M]; whether they were
+            loaded or why not, int32 [M]; and uint8 [M, S, S, 3], black if not.
+        """
+        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
+
+        def load(row):
+            image = unpack(inputs[row])
+            status = self._status(image)
+            pixels = tf.cond(
+                status == _LOADED,
+                lambda: preprocessing.resize(_decode(image), self._image_size),
+                lambda: black,
             )
-        return tf.sigmoid(self._logits(pixels))
+            return tf.cast(row, tf.int32), status, pixels
+
+        size = tf.size(inputs, out_type=tf.int64)
+        # One more, since a dataset that may be empty has no single element.
+        last = tf.data.Dataset.from_tensors((-1, _NOT_DECODED, black))
+        loaded = (
+            tf.data.Dataset.range(size)
+            .map(load, num_parallel_calls=_PARALLEL_CALLS)
+            .ignore_errors()
+            .concatenate(last)
+            .batch(size + 1)
+        )
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        # They are sought anew at each call, and take longer than they save.
+        options.experimental_optimization.apply_default_optimizations = False
+        rows, status, pixels = loaded.with_options(options).get_single_element()
+        return rows[:-1], status[:-1], pixels[:-1]
+
+    def _status(self, image: tf.Tensor) -> tf.Tensor:
+        """Returns what an image's first bytes say, an int32 scalar; they may raise an error."""
+        length = tf.strings.length(image)
+        is_jpeg = tf.strings.substr(image, 0, len(_JPEG)) == _JPEG
+        is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
+
+        def by_pixels():
+            height, width = tf.unstack(
+                tf.cond(is_png, lambda: _png_shape(image), lambda: _jpeg_shape(image))
+            )
+            too_many = (
+                tf.cast(height, tf.int64) * tf.cast(width, tf.int64) > self._limits.max_pixels
+            )
+            return tf.where(too_many, _TOO_MANY_PIXELS, _LOADED)
+
+        return tf.case(
+            [
+                (length == 0, lambda: tf.constant(_EMPTY)),
+                (length > self._limits.max_bytes, lambda: tf.constant(_TOO_MANY_BYTES)),
+                (is_jpeg | is_png, by_pixels),
+            ],
+            default=lambda: tf.constant(_NOT_AN_IMAGE),
+        )
+
+
+def _verdict(error: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"ok": error == "", "error": error}
+
+
+def _jpeg_shape(image: tf.Tensor) -> tf.Tensor:
+    return tf.io.extract_jpeg_shape(image, output_type=tf.int32)[:2]
+
+
+def _png_shape(image: tf.Tensor) -> tf.Tensor:
+    """Returns height and width of a PNG, which its header has as big-endian integers."""
+    sides = tf.strings.substr(image, _PNG_HEADER - 8, 8)
+    sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
+    return tf.reverse(tf.ensure_shape(sides, [2]), [0])
+
+
+def _decode(image: tf.Tensor) -> tf.Tensor:
+    is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
+    return tf.cond(
+        is_png, lambda: tf.io.decode_png(image, channels=3), lambda: preprocessing.decode(image)
+    )

@@ -100,7 +100,8 @@ def test_every_export_is_a_new_version_and_nothing_else_is_left(run_dir, export_
     (tmp_path / "e" / "7").mkdir()  # Not a version: it is empty. Its number is still avoided.
     version = saved_model.export_saved_model(run_dir, tmp_path / "e")
     assert int(version.name) > 7
-    assert {path.name for path in (tmp_path / "e").iterdir()} == {"1", "7", version.name}
+    directories = {path.name for path in (tmp_path / "e").iterdir() if path.is_dir()}
+    assert directories == {"1", "7", version.name}
 
 
 def test_a_model_that_answers_otherwise_is_not_published(run_dir, tmp_path, monkeypatch):
@@ -156,6 +157,6 @@ def test_predict_names_a_bad_poster_and_answers_for_the_others(
     good = synthetic_posters / "Images" / "synthetic0000000.jpg"
     result = predict(f"--model={export_dir}", bad, tmp_path / "none.jpg", good, check=False)
     assert result.returncode == 1
-    assert f"{bad}: not a JPEG that decodes" in result.stderr
+    assert f"{bad}: does not decode" in result.stderr
     assert f"{tmp_path / 'none.jpg'}: No such file" in result.stderr
     assert len(result.stdout.splitlines()) == 1

@@ -1,0 +1,190 @@
+"""What stands beside the SavedModel: warmup records, labels, the model's card, server settings."""
+
+import json
+import pathlib
+from typing import Any
+
+import tensorflow as tf
+
+from trainer import run_directory
+
+_WARMUP = "assets.extra/tf_serving_warmup_requests"
+_WARMUP_BATCHES = (1, 8, 32)  # Alone, a usual batch, and the largest that the server makes.
+_SCORES = ("loss", "label_accuracy", "macro_ap", "micro_ap", "lrap")
+
+# The server's files are text protocol buffers, which take comments.
+_MODELS_CONFIG = """# tensorflow_model_server --model_config_file=THIS
+model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "{base_path}"
+    model_platform: "tensorflow"
+    # The newest version only; the old one serves while it is loaded.
+    model_version_policy {{ latest {{ num_versions: 1 }} }}
+  }}
+}}
+"""
+_BATCHING_CONFIG = """# tensorflow_model_server --enable_batching --batching_parameters_file=THIS
+# The largest batch: 32 posters of 350 pixels are 12 MB, and a CPU gains nothing beyond it.
+max_batch_size { value: 32 }
+# How long the first request waits for others, against some 10 ms that a poster takes.
+batch_timeout_micros { value: 5000 }
+# Batches in work at a time: set it to the cores of the machine.
+num_batch_threads { value: 4 }
+# Batches that may wait; beyond them the server answers "unavailable" and clients try again.
+max_enqueued_batches { value: 64 }
+"""
+_MONITORING_CONFIG = """# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file=THIS
+# Prometheus reads http://HOST:8501/monitoring/prometheus/metrics
+prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }
+"""
+
+
+def write_version_files(
+    version: pathlib.Path,
+    signatures: dict[str, Any],
+    facts: dict[str, Any],
+    run: run_directory.RunDirectory,
+    image: bytes,
+) -> None:
+    """Writes what belongs to one version, into its directory.
+
+    Args:
+        version: directory of a SavedModel that is not published yet.
+        signatures: its concrete functions, by name.
+        facts: of the run, as `checkpoints.restore_model` returns them.
+        run: the run.
+        image: a JPEG for the warmup requests.
+    """
+    (version / "labels.txt").write_text("".join(f"{name}\n" for name in facts["genres"]))
+    (version / "signatures.txt").write_text(describe_signatures(signatures))
+    (version / "model_card.md").write_text(describe_model(facts, run))
+    try:
+        requests = warmup_requests(image, facts["image_size"])
+    except ImportError:
+        print("No warmup requests: they need `pip install tensorflow-serving-api`.")
+        return
+    (version / _WARMUP).parent.mkdir()
+    with tf.io.TFRecordWriter(str(version / _WARMUP)) as writer:
+        for request in requests:
+            writer.write(request.SerializeToString())
+
+
+def write_server_files(export_dir: pathlib.Path, name: str) -> None:
+    """Writes the server's settings beside the versions, unless they are there."""
+    for file, content in (
+        ("models.config", _MODELS_CONFIG.format(name=name, base_path=export_dir.resolve())),
+        ("batching.config", _BATCHING_CONFIG),
+        ("monitoring.config", _MONITORING_CONFIG),
+    ):
+        if not (export_dir / file).exists():
+            run_directory.write_atomically(export_dir / file, content)
+
+
+def describe_signatures(signatures: dict[str, Any]) -> str:
+    """Returns inputs and outputs of each signature, with dtypes and shapes, as text."""
+    lines = []
+    for name, function in signatures.items():
+        lines.append(name)
+        inputs = {spec.name: spec for spec in tf.nest.flatten(function.structured_input_signature)}
+        for kind, specs in (("input", inputs), ("output", function.structured_outputs)):
+            lines += [
+                f"  {kind:<7}{key:<12} {spec.dtype.name} {spec.shape}"
+                for key, spec in sorted(specs.items())
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def describe_model(facts: dict[str, Any], run: run_directory.RunDirectory) -> str:
+    """Returns the model's card: what it is, how good it is, and what it is not for."""
+    config, _ = run.read_config()
+    step = int(pathlib.Path(facts["checkpoint"]).name)
+    records = [record for record in run.read_metrics() if record["step"] == step]
+    rows = [
+        f"| {title} | " + " | ".join(_number(scores[name]) for name in _SCORES) + " |"
+        for record in records
+        for title, scores in (
+            (record["split"], record),
+            (f"{record['split']}, constant", record["constant"]),
+        )
+    ]
+    table = "\n".join(
+        ["| | " + " | ".join(_SCORES) + " |", "|---" * (len(_SCORES) + 1) + "|", *rows]
+    )
+    return f"""# Poster genres: {config.model}
+
+Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["genres"])}.
+
+- Data: `{config.dataset}`, trained on {facts["num_train"]} posters of `{config.train_split}`.
+- Checkpoint: step {step} of `{run.path.name}`, trained in {facts["precision"]}, served in float32.
+- Input: JPEG or PNG of any size, resized to a square of {config.image_size} pixels.
+
+## How good it is
+
+{table if rows else "This checkpoint is from the middle of an epoch and was not evaluated."}
+
+The constant predictor gives every poster the genres' shares in the train split. A score near its
+score says that little was learned; label accuracy alone says nothing, since most genres are absent
+from most posters.
+
+## What it is not for
+
+It knows the genres of its data as they were labelled, and nothing else: not photographs, not
+people. Scores of genres with few posters are not reliable. EXIF rotation is ignored.
+
+## Settings
+
+```json
+{json.dumps(config.to_json(), indent=2)}
+```
+"""
+
+
+def warmup_requests(image: bytes, image_size: int) -> list[Any]:
+    """Returns requests that the server sends itself before it serves a version.
+
+    Without them the first clients wait for TensorFlow to prepare each batch size. The
+    server's log says "Finished reading warmup data" when they have run.
+
+    Args:
+        image: a JPEG.
+        image_size: side of the decoded posters, in pixels.
+
+    Returns:
+        `PredictionLog` messages: each signature with each of the usual batch sizes.
+
+    Raises:
+        ImportError: the messages' package, of the extra `serving`, is not installed.
+    """
+    from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_log_pb2
+
+    requests = []
+    for size in _WARMUP_BATCHES:
+        images = tf.constant([image] * size)
+        pixels = tf.zeros([size, image_size, image_size, 3], tf.uint8)
+        for signature, name, value in (
+            ("serving_default", "image_bytes", images),
+            ("top_k", "image_bytes", images),
+            ("pixels", "pixels", pixels),
+        ):
+            request = predict_pb2.PredictRequest()
+            request.model_spec.signature_name = signature
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictLog(request=request)
+            requests.append(prediction_log_pb2.PredictionLog(predict_log=log))
+        request = classification_pb2.ClassificationRequest()
+        request.model_spec.signature_name = "classify"
+        request.input.example_list.examples.extend([example(image)] * size)
+        log = prediction_log_pb2.ClassifyLog(request=request)
+        requests.append(prediction_log_pb2.PredictionLog(classify_log=log))
+    return requests
+
+
+def example(image: bytes) -> tf.train.Example:
+    """Returns the tf.Example that the signature `classify` takes."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    return tf.train.Example(features=tf.train.Features(feature={"image_bytes": feature}))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

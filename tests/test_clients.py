@@ -1,0 +1,140 @@
+"""The clients' wires, against a stand-in for the server, and what they make of answers."""
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
+
+from export import clients, predict, saved_model
+from tests import conftest, stand_in_server
+
+SERVE = {"rest": stand_in_server.serve_rest, "grpc": stand_in_server.serve_grpc}
+
+
+@pytest.fixture(scope="module")
+def version(run_dir, tmp_path_factory):
+    return saved_model.export_saved_model(run_dir, tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture
+def images(synthetic_posters):
+    posters = [synthetic_posters / "Images" / f"synthetic{i:07}.jpg" for i in range(5)]
+    return [poster.read_bytes() for poster in posters]
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def wire(request):
+    return SERVE[request.param]
+
+
+def test_a_server_answers_as_the_saved_model_does(version, images, wire):
+    images = [*images[:2], b"junk", *images[2:]]
+    expected = clients.SavedModelClient(version).ask(images)
+    with wire("posters", stand_in_server.Model(version)) as address:
+        answers = clients.connect(address, "posters", 60).ask(images)
+    assert [bool(answer.error) for answer in answers] == [False, False, True, False, False, False]
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert ours.error == theirs.error
+        assert dict(ours.genres) == pytest.approx(dict(theirs.genres), abs=1e-6)
+        scores = [score for _, score in ours.genres]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_a_busy_server_is_asked_again(version, images, wire):
+    model = stand_in_server.Model(version, busy=3)
+    with wire("posters", model) as address:
+        answers = clients.connect(address, "posters", 60).ask(images)
+    assert model.requests == 4
+    assert not any(answer.error for answer in answers)
+
+
+def test_a_server_that_is_always_busy_or_has_no_such_model_is_named(version, images, wire):
+    busy, good = stand_in_server.Model(version, busy=10**6), stand_in_server.Model(version)
+    with wire("posters", busy) as address, pytest.raises(clients.ServerError, match="busy"):
+        clients.connect(address, "posters", 60).ask(images)
+    with wire("posters", good) as address, pytest.raises(clients.ServerError, match="no model"):
+        clients.connect(address, "films", 60).ask(images)
+
+
+@pytest.mark.parametrize("server", ["localhost:1", "grpc://localhost:1"])
+def test_a_server_that_is_not_there_is_named(server, images):
+    with pytest.raises(clients.ServerError, match="localhost:1"):
+        clients.connect(server, "posters", 2).ask(images)
+
+
+def ask(*arguments, returncode=0):
+    result = conftest.run(sys.executable, "-m", "export.predict", *arguments, check=False)
+    assert result.returncode == returncode, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_a_folder_a_list_and_a_bad_file_go_through_a_server(
+    version, synthetic_posters, tmp_path, wire
+):
+    folder = tmp_path / "posters"
+    (folder / "deeper").mkdir(parents=True)
+    for i in range(11):
+        name = f"synthetic{i:07}.jpg"
+        (folder / ("deeper" if i % 2 else "") / name).write_bytes(
+            (synthetic_posters / "Images" / name).read_bytes()
+        )
+    (folder / "bad.jpg").write_bytes(b"junk")
+    (folder / "notes.txt").write_text("no poster")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{synthetic_posters / 'Images' / 'synthetic0000020.jpg'}\n\nnone.jpg\n")
+    with wire("mine", stand_in_server.Model(version)) as address:
+        flags = (f"--server={address}", "--name=mine", "--batch_size=3", f"--list={listed}")
+        result = ask(*flags, "--json", folder, returncode=1)
+        table = ask(*flags, "--csv", folder, returncode=1).stdout
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(records) == 14
+    assert [r["poster"] for r in records if "error" in r] == [str(folder / "bad.jpg"), "none.jpg"]
+    assert f"{folder / 'bad.jpg'}: neither a JPEG nor a PNG" in result.stderr
+    assert "none.jpg: No such file" in result.stderr
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert len(rows) == 12 * 3 + 2
+    genres = {(row["poster"], row["genre"]): float(row["score"]) for row in rows if row["genre"]}
+    for record in records:
+        for genre, score in record.get("genres", {}).items():
+            assert genres[record["poster"], genre] == pytest.approx(score, abs=1e-6)
+
+
+def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
+    """However many there are: a client that counts shows how far the reading is ahead."""
+    poster = tmp_path / "poster.jpg"
+    poster.write_bytes(b"poster")
+    taken = 0
+
+    def posters():
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield poster
+
+    class Client:
+        def ask(self, images):
+            return [clients.Answer([("Drama", 0.5)])] * len(images)
+
+    given = 0
+    for _ in predict.ask_all(Client(), posters(), batch_size=4, parallel=2):
+        given += 1
+        assert taken - given <= 4 * 2 * 2 + 4
+    assert given == taken == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("x.jpg",), "either --model=DIR or --server"),
+        (("--model=a", "--server=b", "x.jpg"), "either --model=DIR or --server"),
+        (("--model=a",), "Name posters or folders"),
+        (("--server=ftp://b:1", "x.jpg"), "--server=ftp://b:1: give HOST:PORT"),
+    ],
+)
+def test_what_is_not_clear_is_asked_for(arguments, complaint):
+    assert complaint in ask(*arguments, returncode=1).stderr

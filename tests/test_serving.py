@@ -1,0 +1,238 @@
+"""What the server is asked is answered row by row, whatever else is in the batch."""
+
+import io
+import random
+import struct
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from export import saved_model, serving_files, serving_model
+from tests import conftest, stand_in_server, test_preprocessing
+from trainer import checkpoints
+
+MAX_PIXELS = 1_000_000
+MAX_BYTES = 200_000
+
+
+@pytest.fixture(scope="module")
+def version(run_dir, tmp_path_factory):
+    return saved_model.export_saved_model(
+        run_dir,
+        tmp_path_factory.mktemp("serving"),
+        top_k=3,
+        limits=serving_model.Limits(MAX_BYTES, MAX_PIXELS),
+    )
+
+
+@pytest.fixture(scope="module")
+def served(version):
+    """The version in a session, as the server has it."""
+    return stand_in_server.Model(version)
+
+
+def png(image, **options):
+    content = io.BytesIO()
+    image.save(content, "PNG", **options)
+    return content.getvalue()
+
+
+def png_header(width, height):
+    """A PNG of any size in a few bytes, without its pixels."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+
+
+def jpeg_header(width, height):
+    """A JPEG of any size in a few KB: another's header with the size written over."""
+    content = bytearray(test_preprocessing.make_jpeg(64, 64))
+    begin = content.index(b"\xff\xc0") + 5
+    content[begin : begin + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+BAD = {
+    "empty": b"",
+    "text": b"hello",
+    "three magic bytes": b"\xff\xd8\xff",
+    "magic bytes and junk": b"\xff\xd8\xff" + bytes(range(200)),
+    "truncated": test_preprocessing.make_jpeg(300, 444)[:2000],
+    "truncated PNG": png(Image.new("RGB", (80, 90), "red"))[:60],
+    "PNG's first bytes": b"\x89PNG\r\n\x1a\n",
+    "GIF": b"GIF89a" + bytes(50),
+    "30000x30000 JPEG": jpeg_header(30000, 30000),
+    "60000x60000 PNG": png_header(60000, 60000),
+    "negative PNG": png_header(2**31 + 5, 2**31 + 5),
+    "too many bytes": test_preprocessing.make_jpeg(300, 444) + bytes(MAX_BYTES),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_is_answered_with_its_reason_and_harms_nobody(served, name):
+    good = [test_preprocessing.make_jpeg(60 + 40 * i, 90 + 10 * i) for i in range(3)]
+    alone = served.run("serving_default", image_bytes=good)
+    mixed = served.run("serving_default", image_bytes=[good[0], BAD[name], *good[1:]])
+    assert mixed["ok"].tolist() == [True, False, True, True]
+    assert (mixed["scores"][1] == 0).all()
+    assert [len(error) > 0 for error in mixed["error"]] == [False, True, False, False]
+    np.testing.assert_allclose(mixed["scores"][[0, 2, 3]], alone["scores"], atol=1e-6)
+    assert (mixed["genres"] == alone["genres"][0]).all()
+
+
+def test_the_reasons_are_right(served):
+    errors = served.run("serving_default", image_bytes=list(BAD.values()))["error"]
+    reasons = dict(zip(BAD, (error.decode() for error in errors), strict=True))
+    assert reasons["empty"] == "empty"
+    assert reasons["text"] == reasons["GIF"] == "neither a JPEG nor a PNG"
+    assert reasons["truncated"] == reasons["truncated PNG"] == "does not decode"
+    assert reasons["too many bytes"] == f"more than {MAX_BYTES} bytes"
+    for name in ("30000x30000 JPEG", "60000x60000 PNG"):
+        assert reasons[name] == f"more than {MAX_PIXELS} pixels"
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 5])
+def test_every_signature_answers_any_batch(served, num_images):
+    images = [test_preprocessing.make_jpeg(60 + 50 * i, 90 + 10 * i) for i in range(num_images)]
+    answer = served.run("serving_default", image_bytes=images)
+    assert answer["scores"].shape == answer["genres"].shape == (num_images, 8)
+    assert answer["ok"].shape == answer["error"].shape == (num_images,)
+
+    best = served.run("top_k", image_bytes=images)
+    order = np.argsort(-answer["scores"], axis=1, kind="stable")[:, :3]
+    np.testing.assert_allclose(
+        best["scores"], np.take_along_axis(answer["scores"], order, 1), atol=1e-6
+    )
+    np.testing.assert_array_equal(best["genres"], np.take_along_axis(answer["genres"], order, 1))
+    assert best["ok"].all()
+
+    examples = [serving_files.example(image).SerializeToString() for image in images]
+    classified = served.run("classify", inputs=examples)
+    np.testing.assert_array_equal(classified["classes"], answer["genres"])
+    np.testing.assert_allclose(classified["scores"], answer["scores"], atol=1e-6)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, 50, 70, 3)).astype(np.uint8)
+    from_pixels = served.run("pixels", pixels=pixels)
+    as_png = [png(Image.fromarray(image)) for image in pixels]
+    from_png = served.run("serving_default", image_bytes=as_png)
+    np.testing.assert_allclose(from_pixels["scores"], from_png["scores"], atol=1e-6)
+
+
+def test_an_example_without_an_image_scores_nothing_and_harms_nobody(served):
+    good = serving_files.example(test_preprocessing.make_jpeg(60, 90)).SerializeToString()
+    answer = served.run("classify", inputs=[good, b"", b"junk", good])
+    assert (answer["scores"][[1, 2]] == 0).all()
+    np.testing.assert_allclose(answer["scores"][0], answer["scores"][3], atol=1e-6)
+    assert answer["scores"][0].min() > 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16"])
+def test_kinds_of_png_are_read_as_pillow_reads_them(served, mode):
+    noise = Image.effect_noise((70, 50), 60).convert("RGB")
+    image = noise.quantize(16) if mode == "P" else noise.convert(mode if mode != "I;16" else "L")
+    rgb = np.asarray(image.convert("RGB"))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image, np.uint16) * 257)
+    answer = served.run("serving_default", image_bytes=[png(image)])
+    expected = served.run("pixels", pixels=rgb[None])
+    assert answer["ok"].all()
+    np.testing.assert_allclose(answer["scores"], expected["scores"], atol=1e-6)
+
+
+def mutated(content, rng):
+    content = bytearray(content)
+    for _ in range(rng.choice((1, 2, 8, 40))):
+        kind, at = rng.randrange(4), rng.randrange(len(content))
+        if kind == 0:
+            content[at] = rng.randrange(256)
+        elif kind == 1:
+            del content[at : at + rng.randrange(1, 60)]
+        elif kind == 2:
+            content[at:at] = rng.randbytes(rng.randrange(1, 20))
+        else:
+            content[at : at + 2] = b"\xff" + bytes([rng.randrange(0xC0, 0xFF)])
+        if not content:
+            content = bytearray(b"x")
+    return bytes(content)
+
+
+def test_mutated_images_raise_nothing_and_change_no_neighbour(served):
+    """A short form of `python -m tests.fuzz`."""
+    rng = random.Random(0)
+    good = [test_preprocessing.make_jpeg(80, 120), png(Image.effect_noise((60, 70), 50))]
+    expected = served.run("serving_default", image_bytes=good)["scores"]
+    bad = 0
+    for _ in range(40):
+        batch = [mutated(rng.choice(good), rng) for _ in range(14)]
+        answer = served.run("serving_default", image_bytes=[good[0], *batch, good[1]])
+        assert answer["ok"][[0, -1]].all()
+        np.testing.assert_allclose(answer["scores"][[0, -1]], expected, atol=1e-5)
+        assert (answer["scores"][~answer["ok"]] == 0).all()
+        bad += (~answer["ok"]).sum()
+    assert 100 < bad < 560
+
+
+def test_the_warmup_requests_are_answered(version, served):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = version / "assets.extra" / "tf_serving_warmup_requests"
+    asked = set()
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        if log.HasField("classify_log"):
+            request = log.classify_log.request
+            inputs = [e.SerializeToString() for e in request.input.example_list.examples]
+            answer = served.run(request.model_spec.signature_name, inputs=inputs)
+        else:
+            request = log.predict_log.request
+            inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+            answer = served.run(request.model_spec.signature_name, **inputs)
+            assert answer.get("ok", np.array(True)).all()
+        asked.add((request.model_spec.signature_name, len(answer["scores"])))
+        assert (answer["scores"] > 0).all()
+    signatures = {"serving_default", "top_k", "classify", "pixels"}
+    assert asked == {(name, size) for name in signatures for size in (1, 8, 32)}
+
+
+def test_the_files_beside_the_model_say_what_it_is(version, run_dir):
+    _, facts = checkpoints.restore_model(run_dir)
+    assert (version / "labels.txt").read_text().split() == facts["genres"]
+    signatures = (version / "signatures.txt").read_text()
+    assert "input  image_bytes  string (None,)" in signatures
+    assert "input  pixels       uint8 (None, None, None, 3)" in signatures
+    card = (version / "model_card.md").read_text()
+    assert "| test, constant |" in card
+    assert "step 32 of" in card
+    models = (version.parent / "models.config").read_text()
+    assert f'base_path: "{version.parent}"' in models
+
+
+def test_only_the_newest_versions_are_kept(run_dir, tmp_path):
+    for _ in range(3):
+        saved_model.export_saved_model(run_dir, tmp_path, keep_versions=2)
+    assert saved_model.published_versions(tmp_path) == [2, 3]
+
+
+def test_a_version_is_complete_or_not_there_while_exports_are_killed(run_dir, tmp_path):
+    """Polls as the server does; kills some exports at random moments."""
+    rng, seen = random.Random(1), set()
+    for attempt in range(4):
+        process = conftest.start(
+            *(sys.executable, "-m", "export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
+        )
+        kill_at = time.monotonic() + (1e9 if attempt == 3 else 6 + rng.uniform(0, 4))
+        while process.poll() is None:
+            if time.monotonic() > kill_at:
+                process.kill()
+            for path in tmp_path.iterdir():
+                if path.name.isdecimal() and path not in seen:
+                    stand_in_server.Model(path).run("serving_default", image_bytes=[])
+                    assert (path / "model_card.md").exists()
+                    seen.add(path)
+        process.communicate()
+    assert seen or list(tmp_path.glob("[0-9]*"))
+    assert not list(tmp_path.glob("incomplete-*"))
