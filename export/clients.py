@@ -4,8 +4,14 @@ Each client's `ask` takes image files' bytes and returns an `Answer` for each.
 """
 
 import base64
+import collections
+import concurrent.futures
+import contextlib
+import itertools
 import json
 import pathlib
+import sys
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer import config as config_lib
@@ -13,6 +19,7 @@ from trainer import config as config_lib
 _RETRIES = 5
 _BUSY = (429, 503)  # HTTP: too many requests, unavailable.
 _SIGNATURE = "serving_default"
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 class Answer(NamedTuple):
@@ -162,6 +169,67 @@ def connect(server: str, model: str, timeout: float) -> RestClient | GrpcClient:
             f"--server={server}: give HOST:PORT, http://HOST:PORT or grpc://HOST:PORT."
         )
     return kinds[scheme](host, model, timeout)
+
+
+def find_posters(arguments: Iterable[str], list_file: str | None) -> Iterator[pathlib.Path]:
+    """Yields the posters that are named, those in folders that are named, and those of a list.
+
+    Raises:
+        OSError: the list cannot be read.
+    """
+    for argument in arguments:
+        path = pathlib.Path(argument)
+        if path.is_dir():
+            inside = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            yield from sorted(inside)
+        else:
+            yield path
+    if list_file:
+        with contextlib.nullcontext(sys.stdin) if list_file == "-" else open(list_file) as lines:
+            yield from (pathlib.Path(line.strip()) for line in lines if line.strip())
+
+
+def ask_all(
+    client, posters: Iterable[pathlib.Path], batch_size: int, parallel: int
+) -> Iterator[tuple[pathlib.Path, Answer]]:
+    """Yields each poster with its answer, in order; no more is held than is being asked.
+
+    Args:
+        client: one of the above.
+        posters: paths of image files.
+        batch_size: posters a request.
+        parallel: requests at a time.
+
+    Raises:
+        ServerError: a server does not answer.
+    """
+
+    def ask(batch):
+        images, answers = [], {}
+        for poster in batch:
+            try:
+                images.append(poster.read_bytes())
+            except OSError as error:
+                answers[poster] = Answer([], error.strerror)
+        asked = [poster for poster in batch if poster not in answers]
+        if images:
+            answers.update(zip(asked, client.ask(images), strict=True))
+        return [(poster, answers[poster]) for poster in batch]
+
+    posters = iter(posters)
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        try:
+            while True:
+                while len(waiting) < 2 * parallel and (
+                    batch := list(itertools.islice(posters, batch_size))
+                ):
+                    waiting.append(pool.submit(ask, batch))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _answers(outputs) -> list[Answer]:

@@ -5,15 +5,9 @@ python -m export.predict --server=localhost:8501 --name=imdb folder/ --json
 python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=posters.txt --csv
 """
 
-import collections
-import concurrent.futures
-import contextlib
 import csv
-import itertools
 import json
-import pathlib
 import sys
-from collections.abc import Iterable, Iterator
 
 import tqdm
 from absl import app, flags
@@ -39,69 +33,6 @@ _PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bou
 _TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
-
-
-def find_posters(arguments: Iterable[str], list_file: str | None) -> Iterator[pathlib.Path]:
-    """Yields the posters that are named, those in folders that are named, and those of a list.
-
-    Raises:
-        OSError: the list cannot be read.
-    """
-    for argument in arguments:
-        path = pathlib.Path(argument)
-        if path.is_dir():
-            inside = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            yield from sorted(inside)
-        else:
-            yield path
-    if list_file:
-        with contextlib.nullcontext(sys.stdin) if list_file == "-" else open(list_file) as lines:
-            yield from (pathlib.Path(line.strip()) for line in lines if line.strip())
-
-
-def ask_all(
-    client, posters: Iterable[pathlib.Path], batch_size: int, parallel: int
-) -> Iterator[tuple[pathlib.Path, clients.Answer]]:
-    """Yields each poster with its answer, in order; no more is held than is being asked.
-
-    Args:
-        client: of `clients`.
-        posters: paths of image files.
-        batch_size: posters a request.
-        parallel: requests at a time.
-
-    Raises:
-        clients.ServerError: a server does not answer.
-    """
-
-    def ask(batch):
-        images, answers = [], {}
-        for poster in batch:
-            try:
-                images.append(poster.read_bytes())
-            except OSError as error:
-                answers[poster] = clients.Answer([], error.strerror)
-        asked = [poster for poster in batch if poster not in answers]
-        if images:
-            answers.update(zip(asked, client.ask(images), strict=True))
-        return [(poster, answers[poster]) for poster in batch]
-
-    posters = iter(posters)
-    waiting = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        try:
-            while True:
-                while len(waiting) < 2 * parallel and (
-                    batch := list(itertools.islice(posters, batch_size))
-                ):
-                    waiting.append(pool.submit(ask, batch))
-                if not waiting:
-                    return
-                yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
 
 def main(argv: list[str]) -> None:
     """Predicts as the flags say; ends with status 1 if a poster could not be read."""
@@ -121,8 +52,8 @@ def main(argv: list[str]) -> None:
             client = clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
         else:
             client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
-        posters = find_posters(argv[1:], _LIST.value)
-        answers = ask_all(client, posters, _BATCH_SIZE.value, _PARALLEL.value)
+        posters = clients.find_posters(argv[1:], _LIST.value)
+        answers = clients.ask_all(client, posters, _BATCH_SIZE.value, _PARALLEL.value)
         for poster, answer in tqdm.tqdm(
             answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
         ):

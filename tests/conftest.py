@@ -93,6 +93,20 @@ def run_dir(data_dir, tmp_path_factory):
     return directory
 
 
+# Of the images that `export_dir` answers for.
+MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000
+
+
+@pytest.fixture(scope="session")
+def export_dir(run_dir, tmp_path_factory):
+    """`run_dir` exported once, with low limits for images."""
+    directory = tmp_path_factory.mktemp("exports") / "synthetic"
+    limits = (f"--max_image_bytes={MAX_BYTES}", f"--max_image_pixels={MAX_PIXELS}", "--top_k=3")
+    flags = (f"--run_dir={run_dir}", f"--export_dir={directory}", *limits)
+    run(sys.executable, "-m", "export", *flags)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def real_posters():
     """The real CSV and JPEGs; tests that need them are skipped where they are not."""

@@ -9,15 +9,15 @@ import pytest
 
 pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
 
-from export import clients, predict, saved_model
+from export import clients
 from tests import conftest, stand_in_server
 
 SERVE = {"rest": stand_in_server.serve_rest, "grpc": stand_in_server.serve_grpc}
 
 
 @pytest.fixture(scope="module")
-def version(run_dir, tmp_path_factory):
-    return saved_model.export_saved_model(run_dir, tmp_path_factory.mktemp("clients"))
+def version(export_dir):
+    return export_dir / "1"
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
             return [clients.Answer([("Drama", 0.5)])] * len(images)
 
     given = 0
-    for _ in predict.ask_all(Client(), posters(), batch_size=4, parallel=2):
+    for _ in clients.ask_all(Client(), posters(), batch_size=4, parallel=2):
         given += 1
         assert taken - given <= 4 * 2 * 2 + 4
     assert given == taken == 1000

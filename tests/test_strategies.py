@@ -69,7 +69,7 @@ def test_a_strategy_agrees_with_one_device(data_dir, tmp_path, one_device, strat
 
 
 def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp_path):
-    flags = (*FLAGS, "--precision=float32")
+    flags = (*FLAGS, "--epochs=1")
     workers, _ = start_workers(2, data_dir, tmp_path / "whole", *flags)
     for worker in workers:
         finish(worker)
