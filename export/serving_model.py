@@ -83,7 +83,7 @@ class ServingModel(tf.Module):
             ok: bool [N], whether the image could be read.
             error: string [N], why not; empty if it could.
         """
-        scores, error = self._score_images(image_bytes, lambda image: image)
+        scores, error = self._score_images(image_bytes)
         return {"scores": scores, "genres": self._names(scores), **_verdict(error)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
@@ -96,7 +96,7 @@ class ServingModel(tf.Module):
         Returns:
             scores: float32 [N, K]; genres: string [N, K]; ok: bool [N]; error: string [N].
         """
-        scores, error = self._score_images(image_bytes, lambda image: image)
+        scores, error = self._score_images(image_bytes)
         best = tf.math.top_k(scores, self._top_k)
         genres = tf.gather(tf.constant(self._genres), best.indices)
         return {"scores": best.values, "genres": genres, **_verdict(error)}
@@ -145,10 +145,12 @@ class ServingModel(tf.Module):
             lambda: tf.zeros([0, len(self._genres)]),
         )
 
-    def _score_images(self, inputs: tf.Tensor, unpack) -> tuple[tf.Tensor, tf.Tensor]:
+    def _score_images(
+        self, inputs: tf.Tensor, unpack: Callable = lambda image: image
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns scores [N, G] and errors [N] of images, or of what `unpack` makes images of."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
-            rows, status, pixels = self._load(inputs, unpack)
+            rows, status, pixels = self.load(inputs, unpack)
         read = tf.cast(status == _LOADED, tf.float32)[:, None]
         size, rows = tf.size(inputs), rows[:, None]
         scores = tf.scatter_nd(rows, self._score(pixels) * read, [size, len(self._genres)])
@@ -163,8 +165,14 @@ class ServingModel(tf.Module):
         }
         return scores, tf.gather([reasons[code] for code in sorted(reasons)], status)
 
-    def _load(self, inputs: tf.Tensor, unpack) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def load(
+        self, inputs: tf.Tensor, unpack: Callable = lambda image: image
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Decodes what can be decoded, each element for itself.
+
+        Args:
+            inputs: string [N].
+            unpack: what makes an image file's bytes of an element.
 
         Returns:
             For those that raised no error: their rows, int32 [M]; whether they were

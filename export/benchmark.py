@@ -1,0 +1,89 @@
+"""What serving costs beside the CNN, on the machine at hand.
+
+    python -m export.benchmark --posters=FOLDER
+
+Decoding in which a bad image fails alone against a plain `map_fn`, in which it fails the
+batch; and the whole signature against the CNN alone. In turns of one run.
+"""
+
+import functools
+import itertools
+import pathlib
+import sys
+
+from absl import app, flags
+
+from trainer import startup
+
+_POSTERS = flags.DEFINE_string("posters", None, "Folder of JPEGs.", required=True)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 350, "Side of the decoded posters, in pixels.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Images a request.")
+_SECONDS = flags.DEFINE_float("seconds", 6, "How long to measure each.")
+_NUM_GENRES = 25
+_TURNS = 3
+
+
+def main(argv: list[str]) -> None:
+    """Measures and prints one table."""
+    if len(argv) > 1:
+        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    startup.import_tensorflow(False)
+    import tensorflow as tf
+
+    from export import serving_model
+    from trainer import models, preprocessing
+    from trainer.benchmark import turns
+
+    size = _IMAGE_SIZE.value
+    model = models.create_model("reference_cnn", size, _NUM_GENRES, "float32")
+    genres = [f"genre {i}" for i in range(_NUM_GENRES)]
+    served = serving_model.ServingModel(model, genres, size, 5, serving_model.Limits())
+    spec = tf.TensorSpec([size, size, 3], tf.uint8)
+
+    @tf.function
+    def decode_all(images):
+        def decode(image):
+            return preprocessing.decode_and_resize(image, size)
+
+        return tf.map_fn(decode, images, fn_output_signature=spec)
+
+    stages = {
+        "map_fn": decode_all,
+        "contained": tf.function(served.load),
+        "signature": served.serving_default,
+        "CNN alone": tf.function(lambda pixels: model(pixels, training=False)),
+    }
+    paths = sorted(pathlib.Path(_POSTERS.value).glob("*.jpg"))
+    print(f"{'batch':<8}" + "".join(f"{name:>12}" for name in stages) + "   ms an image")
+    for batch_size in map(int, _BATCH_SIZES.value):
+        images = [path.read_bytes() for path in itertools.islice(paths, batch_size)]
+        if len(images) < batch_size:
+            sys.exit(f"--posters={_POSTERS.value}: fewer than {batch_size} files *.jpg.")
+        batch = tf.constant(images)
+        inputs = dict.fromkeys(stages, batch) | {"CNN alone": decode_all(batch)}
+        taken = {}
+        for name in list(stages) * _TURNS:
+            step = functools.partial(_run, stages[name], inputs[name], batch_size)
+            turn = turns.take_turn(step, _SECONDS.value / _TURNS)
+            taken[name] = taken[name] + turn if name in taken else turn
+        milliseconds = {
+            name: 1e3 / turn.figures()["images_per_second"] for name, turn in taken.items()
+        }
+        print(
+            f"{batch_size:<8}"
+            + "".join(f"{value:>12.2f}" for value in milliseconds.values())
+            + f"   contained / map_fn {milliseconds['contained'] / milliseconds['map_fn']:.2f}, "
+            f"signature / CNN {milliseconds['signature'] / milliseconds['CNN alone']:.2f}"
+        )
+
+
+def _run(function, inputs, batch_size: int) -> int:
+    """Calls a function, waits until its results are there and returns how many images it did."""
+    import tensorflow as tf
+
+    tf.nest.map_structure(lambda x: x.numpy(), function(inputs))
+    return batch_size
+
+
+if __name__ == "__main__":
+    app.run(main)
