@@ -120,7 +120,7 @@ def epochs(builder, tmp_path, cache, augment=("flip", "color"), start_step=0, co
         image_size=48,
         batch_size=32,
         cache=cache,
-        shuffle_buffer=0 if cache != "disk" else 510,
+        shuffle_buffer=510,
         seed=5,
         augment=augment,
         start_step=start_step,
@@ -142,7 +142,6 @@ def test_the_pipeline_draws_anew_each_epoch_whatever_the_cache(builder, tmp_path
     assert len(first_epoch) == len(second_epoch) == 510
     assert len(first_epoch & second_epoch) < 10
     for cache, batches in per_cache.items():
-        # Without a cache the buffer is smaller, but not for so few posters.
         for expected, batch in zip(per_cache["decoded"], batches, strict=True):
             assert batch.keys() == {"image", "genres"}
             np.testing.assert_array_equal(batch["image"], expected["image"], err_msg=cache)

@@ -45,7 +45,7 @@ def batches(builder, service, count, index=0, workers=1, **settings):
         service=service,
         image_size=SIZE,
         batch_size=BATCH,
-        shuffle_buffer=0,
+        shuffle_buffer=510,
         seed=1,
         context=tf.distribute.InputContext(workers, index, workers),
         **settings,
@@ -70,7 +70,7 @@ def expected(builder):
         image_size=SIZE,
         batch_size=BATCH,
         cache="none",
-        shuffle_buffer=0,
+        shuffle_buffer=510,
         seed=0,
     )
     return posters(itertools.islice(dataset.as_numpy_iterator(), 15))

@@ -30,7 +30,7 @@ def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_
     builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
     model, facts = checkpoints.restore_model(run_dir)
     batches = input_pipeline.eval_dataset(
-        builder, "test", image_size=facts["image_size"], batch_size=32, cache="none"
+        builder, "test", image_size=facts["image_size"], batch_size=32, cached=False
     )
     eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
     iterator = iter(batches)

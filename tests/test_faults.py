@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from tests.test_resume import finish, start, steps, wait_for
+from tests.test_resume import finish, start, state, steps, wait_for
 from trainer import datasets, input_pipeline
 
 
@@ -34,7 +34,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_posters(data_dir,
     assert steps(tmp_path)[-1] == 3
     tf.random.set_seed(3 + 1)  # As the trainer does.
     batches = input_pipeline.train_dataset(
-        builder, "train", image_size=48, batch_size=32, cache="none", shuffle_buffer=510, seed=3
+        builder, "train", image_size=48, batch_size=32, cache="none", shuffle_buffer=4096, seed=3
     )
     batch = list(batches.take(4).as_numpy_iterator())[3]
     ids = printed.split("Its batch: ")[1].split(".")[0].split(", ")
@@ -124,6 +124,22 @@ def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):
     )
 
 
+IN_OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+def run_in_own_mounts(script):
+    if not shutil.which("unshare") or subprocess.run([*IN_OWN_MOUNTS, "true"]).returncode:
+        pytest.skip("no user namespaces here: NOT TESTED short of disk or memory")
+    return conftest.run(*IN_OWN_MOUNTS, "bash", "-c", script)
+
+
+def command(data_dir, run_dir, *flags):
+    return (
+        f"{sys.executable} -m trainer --dataset=poster_tfds/synthetic --data_dir={data_dir} "
+        f"--run_dir={run_dir} --image_size=48 {' '.join(flags)}"
+    )
+
+
 LITTLE_DISK = """
 mount -t tmpfs -o size=5m tmpfs {run_dir}
 {train} --max_steps=2 --keep_checkpoints=1 || exit 10
@@ -140,19 +156,34 @@ ls {run_dir}/checkpoints
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_with_room(
     data_dir, tmp_path
 ):
-    in_own_mounts = ("unshare", "--user", "--map-root-user", "--mount")
-    if not shutil.which("unshare") or subprocess.run([*in_own_mounts, "true"]).returncode:
-        pytest.skip("no user namespaces here: NOT TESTED on a full disk")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    train = (
-        f"{sys.executable} -m trainer --dataset=poster_tfds/synthetic --data_dir={data_dir} "
-        f"--run_dir={run_dir} --image_size=48"
-    )
-    script = LITTLE_DISK.format(run_dir=run_dir, train=train)
-    result = conftest.run(*in_own_mounts, "bash", "-c", script)
+    train = command(data_dir, run_dir)
+    result = run_in_own_mounts(LITTLE_DISK.format(run_dir=run_dir, train=train))
     assert "The checkpoint of step 4 could not be written to" in result.stderr
     assert "That of step 2 is intact. Make room" in result.stderr
     assert "Traceback" not in result.stderr
     assert "Going on after step 2 of 4" in result.stdout
     assert result.stdout.endswith("00000004\n")
+
+
+LITTLE_MEMORY = """
+echo "MemAvailable: 600 kB" > {directory}/meminfo
+mount --bind {directory}/meminfo /proc/meminfo
+{train}
+"""
+
+
+def test_short_of_memory_the_cache_gives_way_and_the_run_goes_on_as_it_would_have(
+    data_dir, tmp_path
+):
+    """The first half with decoded posters in memory, the second where not even JPEGs fit."""
+    flags = ("--deterministic", "--cache=decoded", "--augment=flip")
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    finish(start(data_dir, whole, *flags, "--max_steps=24"))
+    finish(start(data_dir, halved, *flags, "--max_steps=12"))
+    train = command(data_dir, halved, *flags, "--max_steps=24")
+    result = run_in_own_mounts(LITTLE_MEMORY.format(directory=tmp_path, train=train))
+    assert "cache none: WARNING, not --cache=decoded" in result.stdout
+    assert "Going on after step 12 of 24" in result.stdout
+    np.testing.assert_equal(state(halved), state(whole))

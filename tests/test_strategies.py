@@ -69,8 +69,9 @@ def test_a_strategy_agrees_with_one_device(data_dir, tmp_path, one_device, strat
 
 
 def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp_path):
-    flags = (*FLAGS, "--epochs=1")
-    workers, _ = start_workers(2, data_dir, tmp_path / "whole", *flags)
+    """The uninterrupted run keeps its posters on a disk that both workers write to."""
+    flags = (*FLAGS, "--epochs=2")
+    workers, _ = start_workers(2, data_dir, tmp_path / "whole", *flags, "--cache=disk")
     for worker in workers:
         finish(worker)
     workers, start_worker = start_workers(2, data_dir, tmp_path / "killed", *flags)

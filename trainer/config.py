@@ -56,7 +56,7 @@ class Config:
 
     data_service: str = _setting("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
     cache: str = _setting("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
-    shuffle_buffer: int = _setting(0, "Examples to draw from when shuffling; 0: the whole split if it is in memory, 1024 with --cache=disk, 4096 with --cache=none.", minimum=0)
+    shuffle_buffer: int = _setting(4096, "Examples to draw from when shuffling; they are held in memory, with --cache=disk decoded.", minimum=1)
     # fmt: on
 
     def __post_init__(self):

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 
 from trainer import augmentation, datasets, preprocessing, runtime
 
-_SHUFFLE_BUFFERS = {"none": 4096, "disk": 1024}  # Of encoded posters, and of decoded ones.
 _MEMORY_SHARE_FOR_CACHE = 0.5
 _WHOLE = tf.distribute.InputContext()
 
@@ -99,7 +98,7 @@ def train_dataset(
         image_size: side S of the posters, in pixels.
         batch_size: global batch size, which the number of replicas must divide.
         cache: decoded, encoded, disk or none.
-        shuffle_buffer: examples to draw from; 0: the whole split where it is in memory.
+        shuffle_buffer: examples to draw from.
         seed: together with the epoch's number, gives the order and the changes.
         start_step: batches that an interrupted run has trained on.
         augment: random changes, of `config.AUGMENTATIONS`.
@@ -115,7 +114,7 @@ def train_dataset(
     share = _Share(batch_size, context)
     empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
     start_epoch, start_batch = divmod(start_step, steps_per_epoch)
-    load = _loader(builder, image_size)
+    load = _loader(builder, image_size, with_key=bool(augment))
     examples = datasets.read(builder, split)
     keeps_decoded = cache in ("decoded", "disk")
     if keeps_decoded:
@@ -124,13 +123,13 @@ def train_dataset(
         examples = examples.cache(cache_file if cache == "disk" else "")
 
     def one_epoch(epoch):
-        loaded = share.of(_shuffled(examples, size, cache, shuffle_buffer, seed, epoch))
+        loaded = share.of(_shuffled(examples, shuffle_buffer, seed, epoch))
         # Before they are decoded, pass over those that were trained on.
         trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
         loaded = loaded.skip(tf.where(epoch == start_epoch, trained_on, 0))
         if not keeps_decoded:
             loaded = _map(loaded, load)
-        batches = _map(loaded, _changer(augment, seed, epoch)).batch(share.per_replica)
+        batches = _augmented(loaded, augment, seed, epoch).batch(share.per_replica)
         return share.fill_up(batches, share.num_examples(size), size, empty)
 
     return _endless(tf.data.Dataset.counter(start_epoch).flat_map(one_epoch))
@@ -161,7 +160,7 @@ def service_dataset(
         service: the dispatcher, `grpc://host:port`.
         image_size: side S of the posters, in pixels.
         batch_size: global batch size, which the number of replicas must divide.
-        shuffle_buffer: examples that a worker of the service draws from; 0: 4096.
+        shuffle_buffer: examples that a worker of the service draws from.
         seed: together with the epoch's number, gives the changes.
         start_step: batches that an interrupted run has trained on.
         augment: random changes, of `config.AUGMENTATIONS`.
@@ -175,15 +174,15 @@ def service_dataset(
     share = _Share(batch_size, context)
     empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
     start_epoch, start_batch = divmod(start_step, steps_per_epoch)
-    load = _loader(builder, image_size)
+    load = _loader(builder, image_size, with_key=bool(augment))
     ours = tfds.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
     num_ours = datasets.num_examples(builder, ours)
     num_batches = math.ceil(num_ours / share.per_replica)
     examples = datasets.read(builder, ours, in_parts=True)
 
     def one_epoch(epoch):
-        order = _shuffled(examples, size, "none", shuffle_buffer, seed, epoch)
-        batches = _map(_map(order, load), _changer(augment, seed, epoch)).batch(share.per_replica)
+        order = _shuffled(examples, shuffle_buffer, seed, epoch)
+        batches = _augmented(_map(order, load), augment, seed, epoch).batch(share.per_replica)
         batches = batches.apply(
             tf.data.experimental.service.distribute(
                 tf.data.experimental.service.ShardingPolicy.DYNAMIC, service
@@ -204,7 +203,6 @@ def poster_ids_of_step(
     *,
     step: int,
     batch_size: int,
-    cache: str,
     shuffle_buffer: int,
     seed: int,
 ) -> list[str]:
@@ -213,7 +211,7 @@ def poster_ids_of_step(
     epoch, batch = divmod(step - 1, math.ceil(size / batch_size))
     examples = datasets.read(builder, split)
     epoch = tf.constant(epoch, tf.int64)
-    order = _shuffled(examples, size, cache, shuffle_buffer, seed, epoch)
+    order = _shuffled(examples, shuffle_buffer, seed, epoch)
     of_step = finish(order.skip(batch * batch_size).take(batch_size))
     return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
 
@@ -224,7 +222,7 @@ def eval_dataset(
     *,
     image_size: int,
     batch_size: int,
-    cache: str,
+    cached: bool,
     context: tf.distribute.InputContext = _WHOLE,
 ) -> tf.data.Dataset:
     """Returns endless passes over a split, in a fixed order, in batches of one size.
@@ -237,7 +235,7 @@ def eval_dataset(
         split: the split to read.
         image_size: side S of the posters, in pixels.
         batch_size: global batch size, which the number of replicas must divide.
-        cache: decoded, encoded or none.
+        cached: whether to keep the encoded posters in memory.
         context: which worker this is, of how many, and the number of replicas.
 
     Yields:
@@ -247,11 +245,9 @@ def eval_dataset(
     size = datasets.num_examples(builder, split)
     share = _Share(batch_size, context)
     examples = share.of(datasets.read(builder, split))
-    if cache == "encoded":
+    if cached:
         examples = examples.cache()
     examples = _map(examples, _loader(builder, image_size))
-    if cache == "decoded":
-        examples = examples.cache()
     examples = examples.map(
         lambda example: {
             "image": example["image"],
@@ -307,12 +303,9 @@ class _Share:
 
 
 def _shuffled(
-    examples: tf.data.Dataset, size: int, cache: str, buffer: int, seed: int, epoch: tf.Tensor
+    examples: tf.data.Dataset, buffer: int, seed: int, epoch: tf.Tensor
 ) -> tf.data.Dataset:
-    buffer = buffer or _SHUFFLE_BUFFERS.get(cache, size)
-    return examples.shuffle(
-        min(buffer, size), seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False
-    )
+    return examples.shuffle(buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
 
 
 def _empty_batch(image_size: int, num_genres: int) -> dict[str, tf.Tensor]:
@@ -336,7 +329,9 @@ def example_variants(
     Returns:
         uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
-    example = next(iter(datasets.read(builder, split).map(_loader(builder, image_size))))
+    example = next(
+        iter(datasets.read(builder, split).map(_loader(builder, image_size, with_key=True)))
+    )
     variants = [
         _changer(augment, seed, tf.constant(epoch, tf.int64))(example)["image"]
         for epoch in range(count)
@@ -344,26 +339,32 @@ def example_variants(
     return example["image"].numpy(), np.stack(variants)
 
 
-def _loader(builder: tfds.core.DatasetBuilder, image_size: int):
+def _loader(builder: tfds.core.DatasetBuilder, image_size: int, with_key: bool = False):
     num_genres = len(datasets.genre_names(builder))
 
     def load(example):
-        return {
+        loaded = {
             "image": preprocessing.decode_and_resize(example["image"], image_size),
             "genres": datasets.multi_hot(example["genres"], num_genres),
-            "key": tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max),
         }
+        if with_key:
+            loaded["key"] = tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max)
+        return loaded
 
     return load
 
 
+def _augmented(
+    examples: tf.data.Dataset, augment: Sequence[str], seed: int, epoch: tf.Tensor
+) -> tf.data.Dataset:
+    return _map(examples, _changer(augment, seed, epoch)) if augment else examples
+
+
 def _changer(augment: Sequence[str], seed: int, epoch: tf.Tensor):
-    """Returns a function that makes of a loaded example what the model sees."""
+    """Returns a function that makes of a loaded example, with its key, what the model sees."""
 
     def change(example):
-        image, key = example["image"], example["key"]
-        if augment:
-            image = augmentation.augment(image, augment, seed, epoch, key)
+        image = augmentation.augment(example["image"], augment, seed, epoch, example["key"])
         return {"image": image, "genres": example["genres"]}
 
     return change

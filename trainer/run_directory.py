@@ -134,16 +134,19 @@ class RunDirectory:
                 "ended, or choose another directory."
             ) from error
 
-    def new_cache_file(self) -> str:
+    def new_cache_file(self, worker: int) -> str:
         """Returns the name of a file for decoded posters, gone when the process ends.
 
         tf.data refuses to go on with a cache that was not completed, so what a killed
         process left is removed.
+
+        Args:
+            worker: which of the run's workers keeps it: each its own part of the posters.
         """
-        directory = self.path / "cache"
+        directory = self.path / "cache" / str(worker)
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        atexit.register(_remove_cache, directory)
         return os.fspath(directory / "posters")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -194,6 +197,12 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             f"{path} could not be written: {error.strerror}. Make room, and give the same command "
             "again to go on."
         ) from error
+
+
+def _remove_cache(directory: pathlib.Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Other workers still have theirs.
+        directory.parent.rmdir()
 
 
 def _json_line(record: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ class _Data(NamedTuple):
     steps_per_epoch: int
     base_rates: np.ndarray
     cache: input_pipeline.Cache
-    validation_split: str | None  # On which the best checkpoint is chosen.
+    validation_split: str  # On which the best checkpoint is chosen; empty: none.
     eval_splits: dict[str, int]  # Their sizes.
 
 
@@ -193,7 +193,9 @@ class _Loop:
             create = functools.partial(
                 input_pipeline.train_dataset,
                 cache=data.cache.name,
-                cache_file=run.new_cache_file() if data.cache.name == "disk" else "",
+                cache_file=run.new_cache_file(context.input_pipeline_id)
+                if data.cache.name == "disk"
+                else "",
             )
             if config.data_service:
                 create = functools.partial(
@@ -216,7 +218,7 @@ class _Loop:
                 image_size=config.image_size,
                 batch_size=config.batch_size,
                 # Read once an epoch, it need not take the room that decoded posters do.
-                cache="none" if data.cache.name == "none" else "encoded",
+                cached=data.cache.name != "none",
                 context=context,
             )
 
@@ -358,7 +360,6 @@ class _Loop:
                         self._data.builder,
                         self._config.train_split,
                         step=step,
-                        cache=self._data.cache.name,
                         **self._order,
                     )
                     posters = ", ".join(ids)
