@@ -150,11 +150,8 @@ class ServingModel(tf.Module):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns scores [N, G] and errors [N] of images, or of what `unpack` makes images of."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
-            rows, status, pixels = self.load(inputs, unpack)
-        read = tf.cast(status == _LOADED, tf.float32)[:, None]
-        size, rows = tf.size(inputs), rows[:, None]
-        scores = tf.scatter_nd(rows, self._score(pixels) * read, [size, len(self._genres)])
-        status = tf.tensor_scatter_nd_update(tf.fill([size], _NOT_DECODED), rows, status)
+            status, pixels = self.load(inputs, unpack)
+        scores = self._score(pixels) * tf.cast(status == _LOADED, tf.float32)[:, None]
         reasons = {
             _LOADED: "",
             _EMPTY: "empty",
@@ -167,7 +164,7 @@ class ServingModel(tf.Module):
 
     def load(
         self, inputs: tf.Tensor, unpack: Callable = lambda image: image
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Decodes what can be decoded, each element for itself.
 
         Args:
@@ -175,61 +172,63 @@ class ServingModel(tf.Module):
             unpack: what makes an image file's bytes of an element.
 
         Returns:
-            For those that raised no error: their rows, int32 [M]; whether they were
-            loaded or why not, int32 [M]; and uint8 [M, S, S, 3], black if not.
+            Whether each was loaded or why not, int32 [N], and uint8 [N, S, S, 3], black if
+            not: what becomes of one never depends on what another is.
         """
         black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
-
-        def load(row):
-            image = unpack(inputs[row])
-            status = self._status(image)
-            pixels = tf.cond(
-                status == _LOADED,
-                lambda: preprocessing.resize(_decode(image), self._image_size),
-                lambda: black,
-            )
-            return tf.cast(row, tf.int32), status, pixels
-
         size = tf.size(inputs, out_type=tf.int64)
-        # One more, since a dataset that may be empty has no single element.
-        last = tf.data.Dataset.from_tensors((-1, _NOT_DECODED, black))
-        loaded = (
-            tf.data.Dataset.range(size)
-            .map(load, num_parallel_calls=_PARALLEL_CALLS)
-            .ignore_errors()
-            .concatenate(last)
-            .batch(size + 1)
-        )
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        # They are sought anew at each call, and take longer than they save.
-        options.experimental_optimization.apply_default_optimizations = False
-        rows, status, pixels = loaded.with_options(options).get_single_element()
-        return rows[:-1], status[:-1], pixels[:-1]
 
-    def _status(self, image: tf.Tensor) -> tf.Tensor:
-        """Returns what an image's first bytes say, an int32 scalar; they may raise an error."""
+        def read_all(parallel_calls):
+            # One more, since a dataset that may be empty has no single element.
+            last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
+            loaded = (
+                tf.data.Dataset.range(size)
+                .map(lambda row: (row, *self._read(unpack(inputs[row]), black)), parallel_calls)
+                .ignore_errors()
+                .concatenate(last)
+                .batch(size + 1)
+            )
+            options = tf.data.Options()
+            options.autotune.enabled = False
+            # They are sought anew at each call, and take longer than they save.
+            options.experimental_optimization.apply_default_optimizations = False
+            return loaded.with_options(options).get_single_element()
+
+        # To start threads for one image takes longer than they save.
+        rows, status, pixels = tf.cond(
+            size > 1, lambda: read_all(_PARALLEL_CALLS), lambda: read_all(None)
+        )
+        rows, status, pixels = rows[:-1, None], status[:-1], pixels[:-1]
+
+        def put_into_rows():
+            every_status = tf.fill([size], _NOT_DECODED)
+            return (
+                tf.tensor_scatter_nd_update(every_status, rows, status),
+                tf.scatter_nd(rows, pixels, [size, *black.shape]),
+            )
+
+        every_one = tf.size(rows, out_type=tf.int64) == size
+        return tf.cond(every_one, lambda: (status, pixels), put_into_rows)
+
+    def _read(self, image: tf.Tensor, black: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns an image's status, an int32 scalar, and pixels; may raise an error."""
         length = tf.strings.length(image)
         is_jpeg = tf.strings.substr(image, 0, len(_JPEG)) == _JPEG
         is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
+        status = tf.where(is_jpeg | is_png, _LOADED, _NOT_AN_IMAGE)
+        status = tf.where(length > self._limits.max_bytes, _TOO_MANY_BYTES, status)
+        status = tf.where(length == 0, _EMPTY, status)
 
-        def by_pixels():
-            height, width = tf.unstack(
-                tf.cond(is_png, lambda: _png_shape(image), lambda: _jpeg_shape(image))
+        def read():
+            sides = tf.cond(is_png, lambda: _png_shape(image), lambda: _jpeg_shape(image))
+            return tf.cond(
+                tf.reduce_prod(tf.cast(sides, tf.int64)) > self._limits.max_pixels,
+                lambda: (_TOO_MANY_PIXELS, black),
+                # TensorFlow's decoder of JPEG takes PNG too.
+                lambda: (_LOADED, preprocessing.resize(tf.io.decode_jpeg(image, channels=3), self._image_size)),
             )
-            too_many = (
-                tf.cast(height, tf.int64) * tf.cast(width, tf.int64) > self._limits.max_pixels
-            )
-            return tf.where(too_many, _TOO_MANY_PIXELS, _LOADED)
 
-        return tf.case(
-            [
-                (length == 0, lambda: tf.constant(_EMPTY)),
-                (length > self._limits.max_bytes, lambda: tf.constant(_TOO_MANY_BYTES)),
-                (is_jpeg | is_png, by_pixels),
-            ],
-            default=lambda: tf.constant(_NOT_AN_IMAGE),
-        )
+        return tf.cond(status == _LOADED, read, lambda: (status, black))
 
 
 def _verdict(error: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -245,10 +244,3 @@ def _png_shape(image: tf.Tensor) -> tf.Tensor:
     sides = tf.strings.substr(image, _PNG_HEADER - 8, 8)
     sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
     return tf.reverse(tf.ensure_shape(sides, [2]), [0])
-
-
-def _decode(image: tf.Tensor) -> tf.Tensor:
-    is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
-    return tf.cond(
-        is_png, lambda: tf.io.decode_png(image, channels=3), lambda: preprocessing.decode(image)
-    )

@@ -2,7 +2,8 @@
 
     python -m tests.load --model=exports/imdb/1 --posters=FOLDER --minutes=2
 
-Asks the server at --server, or a stand-in for one (REST and gRPC). Fails if a good image is
+Asks the server at --server, or a stand-in for one (REST and gRPC) that joins the clients'
+requests into batches as `batching.config` beside the version says. Fails if a good image is
 refused, a bad one answered, or an answer differs from the SavedModel's.
 """
 
@@ -42,7 +43,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         servers = [arguments.server]
         if not arguments.server:
-            model = stand_in_server.Model(arguments.model)
+            config = arguments.model.parent / "batching.config"
+            model = stand_in_server.Joined(stand_in_server.Model(arguments.model), config)
             servers = [
                 stack.enter_context(serve(arguments.name, model))
                 for serve in (stand_in_server.serve_rest, stand_in_server.serve_grpc)
@@ -52,7 +54,8 @@ def main() -> None:
 
             def ask(seed, server=server, end=end):
                 client = clients.connect(server, arguments.name, 60)
-                return load(client, posters, expected, arguments.batch_size, end, seed)
+                size, go_on = arguments.batch_size, lambda: time.monotonic() < end
+                return load(client, posters, expected, size, go_on, seed)
 
             with concurrent.futures.ThreadPoolExecutor(arguments.clients) as pool:
                 seconds = np.concatenate(list(pool.map(ask, range(arguments.clients))))
@@ -62,12 +65,14 @@ def main() -> None:
                 f"answer; ms: median {p50:.0f}, 95% {p95:.0f}, 99% {p99:.0f}, "
                 f"longest {seconds.max() * 1e3:.0f}"
             )
+        if not arguments.server:
+            print(f"The stand-in joined {np.mean(model.batches):.1f} requests in the mean.")
 
 
-def load(client, posters, expected, batch_size, end, seed) -> np.ndarray:
-    """Asks until `end` and checks each answer; returns the seconds that each request took."""
+def load(client, posters, expected, batch_size, go_on, seed) -> np.ndarray:
+    """Asks while `go_on()` and checks each answer; returns the seconds that each request took."""
     rng, seconds = random.Random(seed), []
-    while time.monotonic() < end:
+    while go_on():
         chosen = [
             None if rng.random() < _SHARE_BAD else rng.randrange(len(posters))
             for _ in range(batch_size)

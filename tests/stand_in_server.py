@@ -1,7 +1,8 @@
 """A stand-in for tensorflow_model_server, which no package registry has.
 
 It answers over the real PredictionService and the real REST form from a session over
-the SavedModel, as the server does, but joins no requests into batches.
+the SavedModel, as the server does, and can join requests into batches and take up new
+versions. What it is written from is the server's source; it proves nothing of the server.
 """
 
 import base64
@@ -9,17 +10,30 @@ import concurrent.futures
 import contextlib
 import http.server
 import json
+import pathlib
+import re
 import threading
 
 import grpc
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from export import saved_model
+
+
+class BusyError(Exception):
+    """A request that the server has no room for now."""
 
 
 class Model:
     """A version in a session; says `busy` so many times before it answers."""
 
     def __init__(self, version, busy=0):
+        self.version = int(version.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         with self._session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(version))
@@ -28,13 +42,12 @@ class Model:
         self.requests = 0
         self._lock = threading.Lock()
 
-    def is_busy(self):
+    def run(self, signature, **inputs):
         with self._lock:
             self.requests += 1
             self.busy -= 1
-            return self.busy >= 0
-
-    def run(self, signature, **inputs):
+            if self.busy >= 0:
+                raise BusyError("busy")
         signature = self._signatures[signature]
         return self._session.run(
             {name: tensor.name for name, tensor in signature.outputs.items()},
@@ -42,19 +55,111 @@ class Model:
         )
 
 
+class Newest:
+    """The newest version in a directory; the one before answers while it is loaded.
+
+    Looks for it when asked for its `version`, where the server looks once a second.
+    """
+
+    def __init__(self, export_dir):
+        self._export_dir = export_dir
+        self._model = self._load()
+
+    def _load(self):
+        newest = saved_model.published_versions(self._export_dir)[-1]
+        return Model(self._export_dir / str(newest))
+
+    @property
+    def version(self):
+        if saved_model.published_versions(self._export_dir)[-1] != self._model.version:
+            self._model = self._load()
+        return self._model.version
+
+    def run(self, signature, **inputs):
+        return self._model.run(signature, **inputs)
+
+
+class Joined:
+    """Joins requests into batches as the server does, by the settings of `batching.config`."""
+
+    def __init__(self, model, batching_config: pathlib.Path):
+        settings = re.findall(r"^(\w+) { value: (\d+) }$", batching_config.read_text(), re.M)
+        settings = {name: int(value) for name, value in settings}
+        self._model = model
+        self._largest = settings["max_batch_size"]
+        self._seconds = settings["batch_timeout_micros"] / 1e6
+        self._threads = threading.Semaphore(settings["num_batch_threads"])
+        self._open = {}  # The batch of each signature that still takes requests.
+        self._lock = threading.Lock()
+        self.batches = []  # How many requests each had.
+
+    @property
+    def version(self):
+        return self._model.version
+
+    def run(self, signature, **inputs):
+        ((name, value),) = inputs.items()
+        with self._lock:
+            batch = self._open.get(signature)
+            first = batch is None or batch.size + len(value) > self._largest
+            if first:
+                batch = self._open[signature] = Batch()
+            rows = slice(batch.size, batch.size + len(value))
+            batch.parts.append(value)
+            batch.size = rows.stop
+            if batch.size == self._largest:
+                batch.full.set()
+        if first:
+            batch.full.wait(self._seconds)
+            with self._threads:
+                with self._lock:
+                    if self._open.get(signature) is batch:
+                        del self._open[signature]
+                    self.batches.append(len(batch.parts))
+                try:
+                    joined = [row for part in batch.parts for row in part]
+                    batch.outputs.set_result(self._model.run(signature, **{name: joined}))
+                except Exception as error:
+                    batch.outputs.set_exception(error)  # Of every client in the batch.
+        return {key: value[rows] for key, value in batch.outputs.result().items()}
+
+
+class Batch:
+    """Requests that are answered together."""
+
+    def __init__(self):
+        self.parts, self.size = [], 0
+        self.full = threading.Event()
+        self.outputs = concurrent.futures.Future()
+
+
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def __init__(self, name, model):
         self._name, self._model = name, model
 
+    def _run(self, context, model_spec, **inputs):
+        if model_spec.name != self._name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {model_spec.name}")
+        try:
+            return self._model.run(model_spec.signature_name, **inputs)
+        except BusyError as error:
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
     def Predict(self, request, context):  # noqa: N802  (the service's name for it)
-        if self._model.is_busy():
-            context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
-        if request.model_spec.name != self._name:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_spec.name}")
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         response = predict_pb2.PredictResponse()
-        for name, value in self._model.run(request.model_spec.signature_name, **inputs).items():
+        for name, value in self._run(context, request.model_spec, **inputs).items():
             response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+    def Classify(self, request, context):  # noqa: N802
+        examples = [e.SerializeToString() for e in request.input.example_list.examples]
+        outputs = self._run(context, request.model_spec, inputs=examples)
+        response = classification_pb2.ClassificationResponse()
+        for labels, scores in zip(outputs["classes"], outputs["scores"], strict=True):
+            classes = response.result.classifications.add().classes
+            for label, score in zip(labels, scores, strict=True):
+                classes.add(label=label.decode(), score=score)
         return response
 
 
@@ -80,17 +185,24 @@ def serve_rest(name, model):
     """Yields the address of a server."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path != f"/v1/models/{name}":
+                return self._reply(404, {"error": f"no model at {self.path}"})
+            status = {"version": str(model.version), "state": "AVAILABLE"}
+            return self._reply(200, {"model_version_status": [status]})
+
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if model.is_busy():
-                return self._reply(503, {"error": "busy"})
             if self.path != f"/v1/models/{name}:predict":
                 return self._reply(404, {"error": f"no model at {self.path}"})
             images = [
                 base64.b64decode(instance["image_bytes"]["b64"])
                 for instance in request["instances"]
             ]
-            outputs = model.run(request["signature_name"], image_bytes=images)
+            try:
+                outputs = model.run(request["signature_name"], image_bytes=images)
+            except BusyError as error:
+                return self._reply(503, {"error": str(error)})
             columns = {key: value.tolist() for key, value in outputs.items()}
             rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
             return self._reply(200, {"predictions": rows})

@@ -1,6 +1,5 @@
 """What is exported answers as what was trained, from any directory, in a session."""
 
-import itertools
 import json
 import shutil
 import sys
@@ -26,27 +25,64 @@ def serve(version, images):
         )
 
 
-def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_dir):
-    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+def assert_scores_are_the_trainers(run_dir, version, dataset, data_dir):
+    """Compares with the trainer's own evaluation of the test split, in float32."""
+    builder = datasets.open_dataset(dataset, str(data_dir))
     model, facts = checkpoints.restore_model(run_dir)
+    assert model.compute_dtype == "float32"
     batches = input_pipeline.eval_dataset(
         builder, "test", image_size=facts["image_size"], batch_size=32, cached=False
     )
     eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
     iterator = iter(batches)
-    _, logits = steps.collect([eval_step(iterator) for _ in range(2)])
+    num_examples = builder.info.splits["test"].num_examples
+    num_batches = -(-num_examples // 32)
+    _, logits = steps.collect([eval_step(iterator) for _ in range(num_batches)])
 
     encoded = builder.as_dataset(
         "test",
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(try_autocache=False),
     )
-    images = [e["image"] for e in itertools.islice(tfds.as_numpy(encoded), 64)]
-    answer = serve(export_dir / "1", images)
+    answer = serve(version, [example["image"] for example in tfds.as_numpy(encoded)])
 
-    assert answer["scores"].shape == (64, 8)
+    assert answer["scores"].shape == (num_examples, len(facts["genres"]))
     np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-logits)), atol=1e-5)
     assert (answer["genres"] == [name.encode() for name in facts["genres"]]).all()
+
+
+def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_dir):
+    assert_scores_are_the_trainers(run_dir, export_dir / "1", "poster_tfds/synthetic", data_dir)
+
+
+@pytest.fixture(scope="module")
+def few_real_posters(real_posters, tmp_path_factory):
+    """A data directory with `poster_tfds/few`, made of the first 80 real posters."""
+    directory = tmp_path_factory.mktemp("few")
+    (directory / "posters").mkdir()
+    (directory / "posters" / "Images").symlink_to(real_posters / "Images")
+    rows = (real_posters / "train.csv").read_text().splitlines()[:81]
+    (directory / "posters" / "train.csv").write_text("\n".join(rows))
+    config = {"name": "few", "validation_fraction": 0, "test_fraction": 0.5}
+    conftest.build(directory / "posters", directory / "data", config)
+    return directory / "data"
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_scores_of_real_posters_equal_the_trainers_float32_evaluation(
+    precision, few_real_posters, tmp_path
+):
+    conftest.train(
+        "--dataset=poster_tfds/few",
+        "--image_size=350",
+        "--batch_size=8",
+        "--max_steps=2",
+        f"--precision={precision}",
+        data_dir=few_real_posters,
+        run_dir=tmp_path / "run",
+    )
+    version = saved_model.export_saved_model(tmp_path / "run", tmp_path / "export")
+    assert_scores_are_the_trainers(tmp_path / "run", version, "poster_tfds/few", few_real_posters)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 3])

@@ -1,0 +1,223 @@
+"""The real tensorflow_model_server, started by README's own line; and the same of a stand-in.
+
+The stand-in shows that the questions can be answered and are not answered by chance; of the
+server it shows nothing. Set TENSORFLOW_MODEL_SERVER to the server's path to ask it.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+
+pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
+
+import grpc
+from google.protobuf import text_format
+from tensorflow_serving.apis import classification_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.config import model_server_config_pb2
+
+from export import clients, saved_model, serving_files
+from tests import conftest, load, stand_in_server
+
+SERVER = os.environ.get("TENSORFLOW_MODEL_SERVER") or shutil.which("tensorflow_model_server")
+SECONDS_TO_START = 120
+
+
+class Server(NamedTuple):
+    export_dir: os.PathLike
+    rest: str
+    grpc: str
+    log: os.PathLike | None = None  # What the real one has printed.
+    joined: stand_in_server.Joined | None = None  # The stand-in's batches.
+
+
+@pytest.fixture(scope="module", params=["real", "stand_in"])
+def server(request, export_dir, tmp_path_factory):
+    """A server of a copy of `export_dir`, with batching, that serves version 1."""
+    if request.param == "real" and not SERVER:
+        message = (
+            "tensorflow_model_server is NOT TESTED: set TENSORFLOW_MODEL_SERVER to its path or "
+            "put it on the PATH"
+        )
+        warnings.warn(message, stacklevel=1)
+        pytest.skip(message)
+    directory = tmp_path_factory.mktemp("served") / "posters"
+    shutil.copytree(export_dir / "1", directory / "1")
+    serving_files.write_server_files(directory, "posters")
+    start = start_real if request.param == "real" else start_stand_in
+    with start(directory) as started:
+        wait_for_version(started, 1)
+        yield started
+
+
+@contextlib.contextmanager
+def start_real(directory):
+    ports = free_port(), free_port()
+    log = directory.parent / "log.txt"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}  # Else the log says nothing.
+    with log.open("w") as output:
+        command = [SERVER, *readme_flags(directory, *ports)]
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            yield Server(directory, f"localhost:{ports[1]}", f"grpc://localhost:{ports[0]}", log)
+        finally:
+            process.kill()
+            process.wait()
+            print(log.read_text()[-5000:])  # Shown where a test fails.
+
+
+@contextlib.contextmanager
+def start_stand_in(directory):
+    newest = stand_in_server.Newest(directory)
+    joined = stand_in_server.Joined(newest, directory / "batching.config")
+    rest = stand_in_server.serve_rest("posters", joined)
+    with rest as rest, stand_in_server.serve_grpc("posters", joined) as remote:
+        yield Server(directory, rest, remote, joined=joined)
+
+
+def readme_flags(directory, grpc_port, rest_port):
+    """The flags of README's line that starts the server, for other files and ports."""
+    readme = (conftest.PROJECT / "README.md").read_text().replace("\\\n", " ")
+    (line,) = re.findall("^tensorflow_model_server (.*)$", readme, re.MULTILINE)
+    line = line.replace("exports/imdb", shlex.quote(str(directory)))
+    ports = {"port": grpc_port, "rest_api_port": rest_port}
+    for name, port in ports.items():
+        line, found = re.subn(rf"(?<=--{name}=)\d+", str(port), line)
+        assert found == 1
+    return shlex.split(line)
+
+
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        return unused.getsockname()[1]
+
+
+def wait_for_version(server, version):
+    """Waits until a version is the one that is served."""
+    end = time.monotonic() + SECONDS_TO_START
+    status = None
+    while time.monotonic() < end:
+        with contextlib.suppress(requests.ConnectionError):
+            status = requests.get(f"http://{server.rest}/v1/models/posters", timeout=60).json()
+            served = [
+                int(found["version"])
+                for found in status.get("model_version_status", [])
+                if found["state"] == "AVAILABLE"
+            ]
+            if served == [version]:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"version {version} is not served: {status}")
+
+
+@pytest.fixture(scope="module")
+def posters(synthetic_posters):
+    paths = sorted((synthetic_posters / "Images").glob("*.jpg"))
+    return [path.read_bytes() for path in paths[:12]]
+
+
+def test_readmes_line_names_settings_that_are_there(server):
+    flags = dict(flag[2:].partition("=")[::2] for flag in readme_flags(server.export_dir, 1, 2))
+    named = {name: value for name, value in flags.items() if name.endswith("_file")}
+    assert named.keys() == {
+        "model_config_file",
+        "batching_parameters_file",
+        "monitoring_config_file",
+    }
+    assert "enable_batching" in flags
+    config = model_server_config_pb2.ModelServerConfig()
+    for name, value in named.items():
+        with open(value) as file:
+            if name == "model_config_file":
+                text_format.Parse(file.read(), config)
+    (model,) = config.model_config_list.config
+    assert (model.name, model.base_path) == ("posters", str(server.export_dir))
+    assert model.model_version_policy.latest.num_versions == 1
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
+    images = [*posters[:3], b"junk", b"", *posters[3:6]]
+    version = saved_model.resolve_version(server.export_dir)
+    expected = clients.SavedModelClient(version).ask(images)
+    answers = clients.connect(getattr(server, wire), "posters", 60).ask(images)
+    assert [answer.error for answer in answers] == [answer.error for answer in expected]
+    assert sum(bool(answer.error) for answer in answers) == 2
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert dict(ours.genres) == pytest.approx(dict(theirs.genres), abs=1e-5)
+
+
+def test_the_classify_api_answers_as_the_saved_model_does(server, posters):
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = "posters", "classify"
+    examples = [serving_files.example(image) for image in [posters[0], b"junk", posters[1]]]
+    request.input.example_list.examples.extend(examples)
+    loaded = tf.saved_model.load(str(saved_model.resolve_version(server.export_dir)))
+    serialized = tf.constant([example.SerializeToString() for example in examples])
+    expected = loaded.signatures["classify"](inputs=serialized)
+    with grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = stub.Classify(request, timeout=60).result.classifications
+    labels = [[entry.label.encode() for entry in row.classes] for row in answer]
+    scores = [[entry.score for entry in row.classes] for row in answer]
+    np.testing.assert_array_equal(labels, expected["classes"])
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-5)
+
+
+def test_a_second_version_takes_over_under_load_and_no_request_fails(server, run_dir, posters):
+    """Bad images are mixed in; each client checks each of its answers."""
+    version = saved_model.resolve_version(server.export_dir)
+    expected = [dict(a.genres) for a in clients.SavedModelClient(version).ask(posters)]
+    stopped = threading.Event()
+
+    def ask(seed):
+        client = clients.connect((server.rest, server.grpc)[seed % 2], "posters", 60)
+        return load.load(client, posters, expected, 4, lambda: not stopped.is_set(), seed)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(ask, seed) for seed in range(6)]
+        try:
+            published = saved_model.export_saved_model(run_dir, server.export_dir)
+            wait_for_version(server, int(published.name))
+            time.sleep(1)  # Under the new version.
+        finally:
+            stopped.set()
+        assert min(len(future.result()) for future in asked) > 3
+    if server.joined:
+        assert max(server.joined.batches) > 1
+
+
+def test_the_real_server_has_warmed_up_and_batches(server, posters):
+    """By its own words: `saved_model_warmup_util.cc`, `batching_session.cc` of its source."""
+    if not server.log:
+        pytest.skip("a stand-in neither warms up nor logs")
+    version = server.export_dir / "1"
+    warmup = version / "assets.extra" / "tf_serving_warmup_requests"
+    records = sum(1 for _ in tf.data.TFRecordDataset(str(warmup)))
+    assert (
+        f"Finished reading warmup data for model at {warmup}. "
+        f"Number of warmup records read: {records}." in server.log.read_text()
+    )
+    clients.connect(server.rest, "posters", 60).ask(posters)
+    monitoring = f"http://{server.rest}/monitoring/prometheus/metrics"
+    metrics = requests.get(monitoring, timeout=60).text
+    warmed = rf'^:tensorflow:serving:model_warmup_latency_count{{model_path="{version}".*}} 1$'
+    assert re.search(warmed, metrics, re.MULTILINE)
+    queued = r"^:tensorflow:serving:batching_session:queuing_latency_count{.*} [1-9]"
+    assert re.search(queued, metrics, re.MULTILINE)
