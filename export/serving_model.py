@@ -225,10 +225,7 @@ class ServingModel(tf.Module):
                 tf.reduce_prod(tf.cast(sides, tf.int64)) > self._limits.max_pixels,
                 lambda: (_TOO_MANY_PIXELS, black),
                 # TensorFlow's decoder of JPEG takes PNG too.
-                lambda: (
-                    _LOADED,
-                    preprocessing.resize(tf.io.decode_jpeg(image, channels=3), self._image_size),
-                ),
+                lambda: (_LOADED, preprocessing.decode_and_resize(image, self._image_size)),
             )
 
         return tf.cond(status == _LOADED, read, lambda: (status, black))
