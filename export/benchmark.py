@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from trainer import startup
+from trainer import config as config_lib, startup
 
 _POSTERS = flags.DEFINE_string("posters", None, "Folder of JPEGs.", required=True)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 350, "Side of the decoded posters, in pixels.")
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     from trainer.benchmark import turns
 
     size = _IMAGE_SIZE.value
-    model = models.create_model("reference_cnn", size, _NUM_GENRES, "float32")
+    model = models.create_model(config_lib.Config(image_size=size), _NUM_GENRES, "float32")
     genres = [f"genre {i}" for i in range(_NUM_GENRES)]
     served = serving_model.ServingModel(model, genres, size, 5, serving_model.Limits())
     spec = tf.TensorSpec([size, size, 3], tf.uint8)

@@ -118,7 +118,7 @@ def real_posters():
 
 
 def train(*arguments, data_dir, run_dir, **kwargs):
-    """Runs the trainer on small pictures of `synthetic`."""
+    """Trains the reference CNN on small pictures of `synthetic`."""
     return run(
         sys.executable,
         "-m",
@@ -126,6 +126,7 @@ def train(*arguments, data_dir, run_dir, **kwargs):
         "--dataset=poster_tfds/synthetic",
         f"--data_dir={data_dir}",
         f"--run_dir={run_dir}",
+        "--preset=reference",
         "--image_size=48",
         *arguments,
         **kwargs,

@@ -14,19 +14,19 @@ from trainer import layers, models, steps
 create_model = models.create_model
 
 
-def create_exact_model(name, image_size, num_genres, precision):
+def create_exact_model(config, num_genres, precision):
     del precision
 
     def in_float64(layer):
         return type(layer).from_config({**layer.get_config(), "dtype": "float64"})
 
-    model = create_model(name, image_size, num_genres, "float64")
+    model = create_model(config, num_genres, "float64")
     return keras.models.clone_model(model, clone_function=in_float64)
 
 
 models.create_model = create_exact_model
 layers.Dropout.call = lambda self, inputs, training=False: inputs
-steps.create_optimizer = lambda learning_rate, precision: keras.optimizers.SGD(learning_rate)
+steps.create_optimizer = lambda config, *_: keras.optimizers.SGD(config.learning_rate)
 fused = layers.FusedBatchNormalization.call
 
 

@@ -18,6 +18,7 @@ from tests import conftest, test_resume
 
 _FLAGS = (
     "--deterministic",
+    "--preset=reference",
     "--epochs=30",
     "--augment=flip,crop,color,erase",
     "--checkpoint_every_steps=5",

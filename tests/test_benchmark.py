@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import conftest
-from trainer import models
+from trainer import config, models
 from trainer.benchmark import __main__ as benchmark, stages, turns
 
 NAMES = [
@@ -73,7 +73,7 @@ def test_operations_of_the_reference_cnn():
     ]
     dense = [2 * 51200 * 128, 2 * 128 * 128, 2 * 128 * 25]
     expected = 3 * sum(convolutions + dense) - convolutions[0]
-    model = models.create_model("reference_cnn", 350, 25, "float32")
+    model = models.create_model(config.Config(image_size=350), 25, "float32")
     assert stages.training_flops(model) == expected
     assert expected == pytest.approx(2.55e9, rel=0.01)
 

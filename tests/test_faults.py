@@ -136,7 +136,7 @@ def run_in_own_mounts(script):
 def command(data_dir, run_dir, *flags):
     return (
         f"{sys.executable} -m trainer --dataset=poster_tfds/synthetic --data_dir={data_dir} "
-        f"--run_dir={run_dir} --image_size=48 {' '.join(flags)}"
+        f"--run_dir={run_dir} --preset=reference --image_size=48 {' '.join(flags)}"
     )
 
 

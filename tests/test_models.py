@@ -38,7 +38,7 @@ TUTORIAL = [
 
 
 def test_the_reference_cnn_is_the_tutorials_layer_for_layer():
-    model = models.create_model("reference_cnn", 350, 25, "float32")
+    model = models.create_model(config.Config(image_size=350), 25, "float32")
     rescaling, *rest = model.layers
     assert isinstance(rescaling, keras.layers.Rescaling)
     assert rescaling.scale == 1 / 255
@@ -54,7 +54,7 @@ def test_the_reference_cnn_is_the_tutorials_layer_for_layer():
 
 
 def test_activations_and_logits():
-    model = models.create_model("reference_cnn", 64, 5, "mixed_bfloat16")
+    model = models.create_model(config.Config(image_size=64), 5, "mixed_bfloat16")
     weighted = [
         la for la in model.layers if isinstance(la, keras.layers.Conv2D | keras.layers.Dense)
     ]
@@ -66,8 +66,8 @@ def test_activations_and_logits():
 
 def test_an_image_too_small_for_four_poolings_is_refused():
     with pytest.raises(config.UsageError, match="--image_size=45: reference_cnn needs at least 46"):
-        models.create_model("reference_cnn", 45, 5, "float32")
-    assert models.create_model("reference_cnn", 46, 5, "float32").count_params()
+        models.create_model(config.Config(image_size=45), 5, "float32")
+    assert models.create_model(config.Config(image_size=46), 5, "float32").count_params()
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 7, 5), (16, 5)], ids=["images", "vectors"])

@@ -26,7 +26,8 @@ def start(data_dir, run_dir, *flags, module="trainer", **environment):
     """Starts the trainer and returns its process; `finish` reads what it prints."""
     return conftest.start(
         *(sys.executable, "-m", module, "--dataset=poster_tfds/synthetic"),
-        *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--image_size=48", *flags),
+        *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--preset=reference"),
+        *("--image_size=48", *flags),
         **environment,
     )
 
@@ -54,7 +55,7 @@ def state(run_dir, step=None):
 def metrics(run_dir):
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        del record["images_per_second"]
+        del record["images_per_second"], record["seconds"]
     return records
 
 

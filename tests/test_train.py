@@ -170,7 +170,7 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
     """
     keras.utils.set_random_seed(1)
     (batch,) = make_batches([8], image_size=94)
-    ours = without_dropout(models.create_model("reference_cnn", 94, 4, "float32"))
+    ours = without_dropout(models.create_model(config.Config(image_size=94), 4, "float32"))
     stock = without_dropout(peers.with_stock_layers(ours))
     assert {type(layer).__module__.split(".")[0] for layer in stock.layers} == {"keras"}
     before = ours.get_weights()
@@ -211,7 +211,7 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
 def train_on(batches, calls, **settings):
     """Trains a fresh model without dropout; returns labels, logits and weights."""
     keras.utils.set_random_seed(1)
-    model = without_dropout(models.create_model("reference_cnn", 46, 4, "float32"))
+    model = without_dropout(models.create_model(config.Config(image_size=46), 4, "float32"))
     optimizer = keras.optimizers.SGD(0.01)
     optimizer.build(model.trainable_variables)
     step = steps.make_train_step(model, optimizer, tf.distribute.get_strategy(), **settings)
@@ -283,14 +283,14 @@ OVERFLOW_ON_ONE_REPLICA = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np, keras, tensorflow as tf
-from trainer import runtime, steps
+from trainer import config, runtime, steps
 strategy = runtime.create_strategy("mirrored", logical_cpus=2)
 with strategy.scope():
     inputs = keras.Input((2,))
     model = keras.Model({"image": inputs}, keras.layers.Dense(1)(inputs))
     model_on_image = lambda image, training: model({"image": image})
     model_on_image.trainable_variables = model.trainable_variables
-    optimizer = steps.create_optimizer(1e-3, "mixed_float16")
+    optimizer = steps.create_optimizer(config.Config(), "mixed_float16", 1)
     optimizer.build(model.trainable_variables)
 before = [v.numpy() for v in model.trainable_variables]
 scale = float(optimizer.dynamic_scale.numpy())

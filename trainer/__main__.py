@@ -10,9 +10,15 @@ import sys
 
 from absl import app, flags
 
-from trainer import config as config_lib, startup
+from trainer import config as config_lib, presets, startup
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the run is kept.", required=True)
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    "compact",
+    presets.PRESETS,
+    "Settings that belong together: a model and how to train it. Flags change single ones.",
+)
 _RESUME = flags.DEFINE_bool(
     "resume", True, "Go on from the last checkpoint if --run_dir holds a run."
 )
@@ -33,8 +39,9 @@ def main(argv: list[str]) -> None:
     from trainer import runtime, train  # Imports TensorFlow, which --help need not wait for.
 
     try:
+        config = config_lib.from_flags(preset=presets.PRESETS[_PRESET.value])
         train.train_and_evaluate(
-            config_lib.from_flags(), _RUN_DIR.value, resume=_RESUME.value, override=_OVERRIDE.value
+            config, _RUN_DIR.value, resume=_RESUME.value, override=_OVERRIDE.value
         )
     except config_lib.UsageError as error:
         sys.exit(str(error))

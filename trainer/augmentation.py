@@ -36,7 +36,7 @@ def augment(
     Returns:
         uint8 [S, S, 3].
     """
-    draws = tf.random.stateless_uniform([4, 5], tf.stack([seed * 1_000_003 + epoch, key]))
+    draws = tf.random.stateless_uniform([4, 5], _stateless_seed(seed, epoch, key))
     flip, crop, color, erase = tf.unstack(draws)
     if "flip" in changes:
         image = _flip(image, flip)
@@ -50,6 +50,24 @@ def augment(
             tf.uint8,
         )
     return _erase(image, erase) if "erase" in changes else image
+
+
+def draw_variant(count: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Returns which of `count` variants of a poster an epoch has, an int32 scalar.
+
+    Args:
+        count: of variants; each is as likely.
+        seed: of the run.
+        epoch: int64 scalar.
+        key: int64 scalar, which tells the poster from others.
+    """
+    return tf.random.stateless_uniform(
+        [], _stateless_seed(seed, epoch, key), 0, count, dtype=tf.int32
+    )
+
+
+def _stateless_seed(seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    return tf.stack([seed * 1_000_003 + epoch, key])
 
 
 def _flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:

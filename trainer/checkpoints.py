@@ -48,6 +48,7 @@ class Checkpoints:
         optimizer,
         num_kept: int,
         chief: bool = True,
+        average: keras.Model | None = None,
     ):
         """Watches `directory`; workers other than the chief save where nobody looks.
 
@@ -59,6 +60,7 @@ class Checkpoints:
             optimizer: its optimizer.
             num_kept: the newest checkpoints to keep, beside the best.
             chief: whether this worker writes to `directory`.
+            average: what holds a running average of the model's weights, if there is one.
         """
         self._directory = directory
         self._num_kept = num_kept
@@ -76,6 +78,7 @@ class Checkpoints:
         weights = {id(variable) for variable in model.weights}
         self._checkpoint = tf.train.Checkpoint(
             model=model,
+            **({"average": average} if average else {}),
             optimizer=optimizer,
             random=[v.value for v in model.variables if id(v) not in weights],
             step=self._step,
@@ -179,7 +182,7 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
     """Rebuilds a run's best model in float32, whatever it was trained in.
 
     The best is the one with the highest macro AP on the validation split; without such a
-    split, the newest.
+    split, the newest. Of a run that keeps an average of its weights it is the average.
 
     Returns:
         The model, uint8 [N, S, S, 3] to float32 logits [N, G], and the facts of the
@@ -193,8 +196,9 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
     path = find(run.checkpoints, run.best_step())
     if path is None:
         raise config_lib.UsageError(f"--run_dir={run_dir}: the run has no checkpoint yet.")
-    model = models.create_model(config.model, config.image_size, len(facts["genres"]), "float32")
-    status = tf.train.Checkpoint(model=model).read(str(path / _PREFIX))
+    model = models.create_model(config, len(facts["genres"]), "float32")
+    saved_as = "average" if config.weight_average else "model"
+    status = tf.train.Checkpoint(**{saved_as: model}).read(str(path / _PREFIX))
     status.expect_partial().assert_existing_objects_matched()
     return model, {**facts, "image_size": config.image_size, "checkpoint": str(path)}
 

@@ -1,7 +1,7 @@
 """Every setting of a training run: its default, its meaning, its choices."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -9,6 +9,8 @@ from absl import flags
 flags.disclaim_key_flags()  # --help counts the flags to the program that asks for them.
 
 AUGMENTATIONS = ("flip", "crop", "color", "erase")
+LOSSES = ("binary_crossentropy", "focal", "asymmetric")
+BACKBONE = "backbone"  # What `freeze` calls all layers but the head.
 
 
 def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None):
@@ -31,11 +33,24 @@ class Config:
     validation_split: str = _setting("auto", "Split to choose the best checkpoint on, or a part of one, as train[85%:]; empty: none; auto: `validation`, if there is such a split.")
     test_split: str = _setting("test", "Split to evaluate on after every epoch; empty: none.")
 
-    model: str = _setting("reference_cnn", "Model to train.", choices=("reference_cnn",))
-    image_size: int = _setting(350, "Height and width that posters are resized to, in pixels.", minimum=46)
+    model: str = _setting("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
+    image_size: int = _setting(350, "Height and width that posters are resized to, in pixels.", minimum=32)
+    pretrained_weights: str = _setting("none", "Weights that the backbone of efficientnet_lite0 or keras:NAME begins with: none, imagenet, or a file of them.")
+    init_from: str = _setting("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
+    freeze: str = _setting("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
+    head_units: int = _setting(0, "Width of a dense layer between a pretrained backbone and the logits; 0: none.", minimum=0)
+    dropout: float = _setting(0.0, "Share of the features that dropout zeroes before each dense layer of compact_cnn and of a head.", minimum=0)
+
     epochs: int = _setting(5, "Passes over the train split.", minimum=1)
     batch_size: int = _setting(32, "Examples a step, over all replicas together.", minimum=1)
-    learning_rate: float = _setting(1e-3, "Learning rate of Adam.", minimum=0)
+    learning_rate: float = _setting(1e-3, "Learning rate of Adam; with a schedule, the highest.", minimum=0)
+    learning_rate_schedule: str = _setting("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
+    warmup_epochs: float = _setting(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
+    weight_decay: float = _setting(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
+    weight_average: float = _setting(0.0, "Momentum of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
+    loss: str = _setting("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
+    class_balance: float = _setting(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)
+    label_smoothing: float = _setting(0.0, "How far labels are drawn from 0 and 1 towards their genre's share of the train split.", minimum=0)
     seed: int = _setting(0, "Seed of the weights, the shuffle order and dropout.", minimum=0)
     max_steps: int = _setting(0, "Stop after this many steps; 0: no limit.", minimum=0)
 
@@ -77,7 +92,18 @@ class Config:
                 f"--augment={self.augment}: there is no {', '.join(sorted(unknown))!r}; choose of "
                 f"{', '.join(AUGMENTATIONS)}."
             )
-
+        for name in ("dropout", "weight_average", "class_balance", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise UsageError(f"--{name}={getattr(self, name)}: must be less than 1.")
+        if self.freeze == BACKBONE and set(self.augmentations) - {"flip"}:
+            raise UsageError(
+                f"--freeze={BACKBONE} computes each poster's features once, as it is and mirrored: "
+                f"leave --augment={self.augment} out, or choose --augment=flip."
+            )
+        if self.freeze == BACKBONE and self.data_service:
+            raise UsageError(
+                f"--freeze={BACKBONE} reads the posters once: leave out --data_service."
+            )
         if self.data_service and self.deterministic:
             raise UsageError(
                 "--data_service: its examples come in the order in which they are ready. Leave out "
@@ -121,11 +147,17 @@ def define_flags(names: Sequence[str] = ()) -> None:
             define[field.type](field.name, field.default, field.metadata["meaning"])
 
 
-def from_flags(names: Sequence[str] = ()) -> Config:
+def from_flags(names: Sequence[str] = (), preset: Mapping[str, Any] | None = None) -> Config:
     """Returns the settings that the flags of `define_flags(names)` give.
+
+    Args:
+        names: of the settings that have flags; all, if none is given.
+        preset: values of settings whose flags are not given.
 
     Raises:
         UsageError: a setting cannot be used.
     """
     names = names or [field.name for field in dataclasses.fields(Config)]
-    return Config(**{name: flags.FLAGS[name].value for name in names})
+    given = {name: flags.FLAGS[name].value for name in names}
+    chosen = {name: v for name, v in (preset or {}).items() if not flags.FLAGS[name].present}
+    return Config(**{**given, **chosen})

@@ -2,9 +2,6 @@
 
 A pipeline lives through the whole run: making a new iterator each epoch costs up to
 twenty seconds where tf.data's autotuning is on, and throws away what was prefetched.
-The order of an epoch depends on the seed and the epoch's number alone, so a run that is
-resumed sees what an uninterrupted one would have seen, and several workers that each
-decode their part of every batch together see what one would.
 """
 
 import math
@@ -15,10 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import augmentation, datasets, preprocessing, runtime
+from trainer import augmentation, batching, datasets, preprocessing, runtime
 
 _MEMORY_SHARE_FOR_CACHE = 0.5
-_WHOLE = tf.distribute.InputContext()
 
 
 class Cache(NamedTuple):
@@ -84,7 +80,7 @@ def train_dataset(
     start_step: int = 0,
     augment: Sequence[str] = (),
     cache_file: str = "",
-    context: tf.distribute.InputContext = _WHOLE,
+    context: tf.distribute.InputContext = batching.WHOLE,
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches: epoch after epoch, each example once in each.
 
@@ -109,30 +105,29 @@ def train_dataset(
         For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
         [B, G], multi-hot, where B is the batch size divided by the replicas.
     """
-    size = datasets.num_examples(builder, split)
-    steps_per_epoch = math.ceil(size / batch_size)
-    share = _Share(batch_size, context)
-    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
-    start_epoch, start_batch = divmod(start_step, steps_per_epoch)
     load = _loader(builder, image_size, with_key=bool(augment))
     examples = datasets.read(builder, split)
     keeps_decoded = cache in ("decoded", "disk")
     if keeps_decoded:
-        examples = _map(examples, load)
+        examples = batching.map_parallel(examples, load)
     if cache != "none":
         examples = examples.cache(cache_file if cache == "disk" else "")
 
-    def one_epoch(epoch):
-        loaded = share.of(_shuffled(examples, shuffle_buffer, seed, epoch))
-        # Before they are decoded, pass over those that were trained on.
-        trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
-        loaded = loaded.skip(tf.where(epoch == start_epoch, trained_on, 0))
-        if not keeps_decoded:
-            loaded = _map(loaded, load)
-        batches = _augmented(loaded, augment, seed, epoch).batch(share.per_replica)
-        return share.fill_up(batches, share.num_examples(size), size, empty)
+    def prepare(chosen, epoch):
+        loaded = chosen if keeps_decoded else batching.map_parallel(chosen, load)
+        return _augmented(loaded, augment, seed, epoch)
 
-    return _endless(tf.data.Dataset.counter(start_epoch).flat_map(one_epoch))
+    return batching.train_batches(
+        examples,
+        datasets.num_examples(builder, split),
+        batching.empty_batch([image_size, image_size, 3], len(datasets.genre_names(builder))),
+        prepare,
+        batch_size=batch_size,
+        shuffle_buffer=shuffle_buffer,
+        seed=seed,
+        start_step=start_step,
+        context=context,
+    )
 
 
 def service_dataset(
@@ -146,7 +141,7 @@ def service_dataset(
     seed: int,
     start_step: int = 0,
     augment: Sequence[str] = (),
-    context: tf.distribute.InputContext = _WHOLE,
+    context: tf.distribute.InputContext = batching.WHOLE,
 ) -> tf.data.Dataset:
     """Returns what `train_dataset` does, but read, decoded and changed by a tf.data service.
 
@@ -171,8 +166,8 @@ def service_dataset(
     """
     size = datasets.num_examples(builder, split)
     steps_per_epoch = math.ceil(size / batch_size)
-    share = _Share(batch_size, context)
-    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
+    share = batching.Share(batch_size, context)
+    empty = batching.empty_batch([image_size, image_size, 3], len(datasets.genre_names(builder)))
     start_epoch, start_batch = divmod(start_step, steps_per_epoch)
     load = _loader(builder, image_size, with_key=bool(augment))
     ours = tfds.even_splits(split, context.num_input_pipelines)[context.input_pipeline_id]
@@ -181,8 +176,9 @@ def service_dataset(
     examples = datasets.read(builder, ours, in_parts=True)
 
     def one_epoch(epoch):
-        order = _shuffled(examples, shuffle_buffer, seed, epoch)
-        batches = _augmented(_map(order, load), augment, seed, epoch).batch(share.per_replica)
+        order = batching.shuffled(examples, shuffle_buffer, seed, epoch)
+        loaded = batching.map_parallel(order, load)
+        batches = _augmented(loaded, augment, seed, epoch).batch(share.per_replica)
         batches = batches.apply(
             tf.data.experimental.service.distribute(
                 tf.data.experimental.service.ShardingPolicy.DYNAMIC, service
@@ -194,7 +190,7 @@ def service_dataset(
         return share.fill_up(batches, num_ours, size, empty)
 
     batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
-    return _endless(batches.skip(start_batch * share.num_replicas))
+    return batching.endless(batches.skip(start_batch * share.num_replicas))
 
 
 def poster_ids_of_step(
@@ -211,8 +207,8 @@ def poster_ids_of_step(
     epoch, batch = divmod(step - 1, math.ceil(size / batch_size))
     examples = datasets.read(builder, split)
     epoch = tf.constant(epoch, tf.int64)
-    order = _shuffled(examples, shuffle_buffer, seed, epoch)
-    of_step = finish(order.skip(batch * batch_size).take(batch_size))
+    order = batching.shuffled(examples, shuffle_buffer, seed, epoch)
+    of_step = batching.finish(order.skip(batch * batch_size).take(batch_size))
     return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
 
 
@@ -223,7 +219,7 @@ def eval_dataset(
     image_size: int,
     batch_size: int,
     cached: bool,
-    context: tf.distribute.InputContext = _WHOLE,
+    context: tf.distribute.InputContext = batching.WHOLE,
 ) -> tf.data.Dataset:
     """Returns endless passes over a split, in a fixed order, in batches of one size.
 
@@ -242,77 +238,20 @@ def eval_dataset(
         For one replica after the other, `image` uint8 [B, S, S, 3], `genres` float32
         [B, G] and `weight` float32 [B], where B is the batch size divided by the replicas.
     """
-    size = datasets.num_examples(builder, split)
-    share = _Share(batch_size, context)
-    examples = share.of(datasets.read(builder, split))
-    if cached:
-        examples = examples.cache()
-    examples = _map(examples, _loader(builder, image_size))
-    examples = examples.map(
-        lambda example: {
-            "image": example["image"],
-            "genres": example["genres"],
-            "weight": 1.0,
-        }
+    examples = datasets.read(builder, split)
+
+    def prepare(chosen):
+        chosen = chosen.cache() if cached else chosen
+        return batching.map_parallel(chosen, _loader(builder, image_size))
+
+    return batching.eval_batches(
+        examples,
+        datasets.num_examples(builder, split),
+        batching.empty_batch([image_size, image_size, 3], len(datasets.genre_names(builder))),
+        prepare,
+        batch_size=batch_size,
+        context=context,
     )
-    empty = _empty_batch(image_size, len(datasets.genre_names(builder)))
-    black = {name: tf.zeros(value.shape[1:], value.dtype) for name, value in empty.items()}
-    missing = math.ceil(size / batch_size) * share.per_batch - share.num_examples(size)
-    filling = tf.data.Dataset.from_tensors({**black, "weight": 0.0}).repeat(missing)
-    batches = examples.concatenate(filling).batch(share.per_replica, drop_remainder=True)
-    return finish(batches.repeat())
-
-
-class _Share:
-    """The part of every global batch that a worker's replicas take: a slice each."""
-
-    def __init__(self, batch_size: int, context: tf.distribute.InputContext):
-        self._batch_size = batch_size
-        self._is_whole = context.num_input_pipelines == 1
-        self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        self.per_replica = batch_size // context.num_replicas_in_sync
-        self.per_batch = self.per_replica * self.num_replicas
-        self._first = context.input_pipeline_id * self.per_batch
-
-    def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        """Returns this worker's part of ordered examples."""
-        if self._is_whole:
-            return examples
-
-        def is_ours(position, example):
-            del example
-            place = position % self._batch_size
-            return (place >= self._first) & (place < self._first + self.per_batch)
-
-        return examples.enumerate().filter(is_ours).map(lambda position, example: example)
-
-    def num_examples(self, size: int) -> int:
-        """Returns how many of `size` examples are this worker's."""
-        batches, rest = divmod(size, self._batch_size)
-        return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
-
-    def fill_up(
-        self, batches: tf.data.Dataset, num_ours: int, size: int, empty: dict[str, tf.Tensor]
-    ) -> tf.data.Dataset:
-        """Adds an empty batch for each replica that has nothing left in an epoch's last step."""
-        wanted = math.ceil(size / self._batch_size) * self.num_replicas
-        missing = wanted - math.ceil(num_ours / self.per_replica)
-        if not missing:
-            return batches
-        return batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
-
-
-def _shuffled(
-    examples: tf.data.Dataset, buffer: int, seed: int, epoch: tf.Tensor
-) -> tf.data.Dataset:
-    return examples.shuffle(buffer, seed=seed * 1_000_003 + epoch, reshuffle_each_iteration=False)
-
-
-def _empty_batch(image_size: int, num_genres: int) -> dict[str, tf.Tensor]:
-    return {
-        "image": tf.zeros([0, image_size, image_size, 3], tf.uint8),
-        "genres": tf.zeros([0, num_genres]),
-    }
 
 
 def example_variants(
@@ -357,7 +296,7 @@ def _loader(builder: tfds.core.DatasetBuilder, image_size: int, with_key: bool =
 def _augmented(
     examples: tf.data.Dataset, augment: Sequence[str], seed: int, epoch: tf.Tensor
 ) -> tf.data.Dataset:
-    return _map(examples, _changer(augment, seed, epoch)) if augment else examples
+    return batching.map_parallel(examples, _changer(augment, seed, epoch)) if augment else examples
 
 
 def _changer(augment: Sequence[str], seed: int, epoch: tf.Tensor):
@@ -368,24 +307,3 @@ def _changer(augment: Sequence[str], seed: int, epoch: tf.Tensor):
         return {"image": image, "genres": example["genres"]}
 
     return change
-
-
-def _endless(batches: tf.data.Dataset) -> tf.data.Dataset:
-    # Known to be endless, it spares tf.distribute a look for replicas without a batch.
-    return finish(
-        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    )
-
-
-def _map(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
-    return dataset.map(function, num_parallel_calls=datasets.num_threads())
-
-
-def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns a dataset with the options and the prefetch that every pipeline here has."""
-    options = tf.data.Options()
-    # Parallelism is explicit; an iterator that autotunes blocks when it is destroyed,
-    # until its optimizer thread wakes: 10 s and more.
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = datasets.num_threads()
-    return dataset.prefetch(2).with_options(options)

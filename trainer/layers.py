@@ -4,6 +4,8 @@ Variables, checkpoints and results are those of the Keras classes; the floating-
 operations come in another order.
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -131,14 +133,7 @@ class Conv2D(keras.layers.Conv2D):
                 return super(Conv2D, self).convolution_op(inputs, kernel)
             return _convolve(inputs, tf.convert_to_tensor(kernel))
 
-        if _num_replicas() == 1:
-            return convolve()
-        # A replica's part of the last batch may be empty, which oneDNN gets wrong: it
-        # answers with as many channels as went in.
-        shape = self.compute_output_shape(inputs.shape)
-        empty = tf.zeros([0, *shape[1:]], inputs.dtype)
-        outputs = tf.cond(tf.shape(inputs)[0] > 0, convolve, lambda: empty)
-        return tf.ensure_shape(outputs, shape)
+        return _unless_empty(convolve, inputs, self.compute_output_shape(inputs.shape))
 
     def _has_slow_filter_gradient(self) -> bool:
         return (
@@ -150,8 +145,108 @@ class Conv2D(keras.layers.Conv2D):
         )
 
 
+class ConvBatchNorm(keras.layers.Layer):
+    """A convolution, batch normalization and an activation, "same"-padded and without bias.
+
+    Where the batch's own statistics are not asked for (evaluation, serving, and training
+    with frozen statistics) the normalization is folded into the filters, which leaves one
+    kernel to run: EfficientNet-Lite0 is then three times as fast on a CPU.
+
+    To freeze the statistics, with scale and offset, set `normalization.trainable = False`.
+    """
+
+    def __init__(
+        self,
+        filters: int | None,
+        kernel_size: int,
+        strides: int = 1,
+        activation: str | None = None,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        **kwargs,
+    ):
+        """Describes the layer.
+
+        Args:
+            filters: width of the result; None filters each channel for itself (depthwise).
+            kernel_size: side of the filters, in pixels.
+            strides: step of the filters, in pixels.
+            activation: name of a Keras activation; None for none.
+            epsilon: added to the variance.
+            momentum: of the moving statistics.
+            **kwargs: name, dtype.
+        """
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.activation = keras.activations.get(activation)
+        self.normalization = FusedBatchNormalization(
+            epsilon=epsilon, momentum=momentum, dtype=self.dtype_policy, name="normalization"
+        )
+
+    def build(self, input_shape):
+        """Makes the filters, [k, k, C, filters] or, depthwise, [k, k, C, 1]."""
+        sides = (self.kernel_size, self.kernel_size)
+        self.kernel = self.add_weight(
+            shape=(*sides, input_shape[-1], self.filters or 1),
+            initializer="glorot_uniform" if self.filters is None else "he_normal",
+            autocast=False,  # It is folded in float32.
+            name="kernel",
+        )
+        self.normalization.build(self.compute_output_shape(input_shape))
+
+    def call(self, inputs, training=None):
+        """Filters [N, H, W, C] to [N, H', W', D], in the layer's compute dtype."""
+        normalization = self.normalization
+        kernel = tf.convert_to_tensor(self.kernel)
+        if training and normalization.trainable:
+            outputs = normalization(self._filter(inputs, kernel), training=True)
+        else:
+            scale = normalization.gamma * tf.math.rsqrt(
+                normalization.moving_variance + normalization.epsilon
+            )
+            offset = normalization.beta - normalization.moving_mean * scale
+            # A depthwise filter's channel is its third axis.
+            folded = kernel * (scale if self.filters else scale[:, None])
+            outputs = tf.nn.bias_add(
+                self._filter(inputs, folded), tf.cast(offset, self.compute_dtype)
+            )
+        return self.activation(outputs)
+
+    def compute_output_shape(self, input_shape):
+        """Returns [N, H', W', D]."""
+        batch, height, width, channels = input_shape
+        sides = (side and -(-side // self.strides) for side in (height, width))
+        return (batch, *sides, self.filters or channels)
+
+    def _filter(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        kernel = tf.cast(kernel, self.compute_dtype)
+        strides = [1, self.strides, self.strides, 1]
+
+        def convolve():
+            if self.filters:
+                return tf.nn.conv2d(inputs, kernel, strides, "SAME")
+            return tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
+
+        return _unless_empty(convolve, inputs, self.compute_output_shape(inputs.shape))
+
+
 def _num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _unless_empty(convolve: Callable[[], tf.Tensor], inputs: tf.Tensor, shape) -> tf.Tensor:
+    """Returns a convolution's result, of `shape`, also for a batch without examples.
+
+    A replica's part of the last batch may be empty, which oneDNN gets wrong: it answers
+    with as many channels as went in.
+    """
+    if _num_replicas() == 1:
+        return convolve()
+    empty = tf.zeros([0, *shape[1:]], inputs.dtype)
+    outputs = tf.cond(tf.shape(inputs)[0] > 0, convolve, lambda: empty)
+    return tf.ensure_shape(outputs, shape)
 
 
 @tf.custom_gradient

@@ -1,26 +1,97 @@
 """What is done with a batch: a step of training, a step of evaluation, on any replicas."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import config as config_lib
 
-def create_optimizer(learning_rate: float, precision: str) -> keras.optimizers.Optimizer:
-    """Returns Adam, which scales the loss where gradients are float16."""
-    optimizer = keras.optimizers.Adam(learning_rate)
+_NOT_DECAYED = ["bias", "gamma", "beta"]
+
+
+def create_optimizer(
+    config: config_lib.Config, precision: str, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
+
+    Args:
+        config: its learning rate, schedule, weight decay and epochs count.
+        precision: Keras dtype policy.
+        steps_per_epoch: steps of an epoch, for the schedule.
+    """
+    learning_rate = config.learning_rate
+    if config.learning_rate_schedule == "cosine":
+        warmup = round(config.warmup_epochs * steps_per_epoch)
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else learning_rate,
+            max(config.epochs * steps_per_epoch - warmup, 1),
+            warmup_target=learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=config.weight_decay or None)
+    optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
+def binary_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean over genres, float32 [B], of labels and logits [B, G]."""
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
+
+
+class WeightAverage:
+    """A running average of a model's weights, normalization statistics included, in another model.
+
+    It begins with a short memory, which grows with the steps up to the momentum, as
+    `tf.train.ExponentialMovingAverage` with `num_updates`.
+    """
+
+    def __init__(self, average: keras.Model, model: keras.Model, momentum: float):
+        """Names the models.
+
+        Args:
+            average: what holds the average.
+            model: what is averaged; it has the same layers.
+            momentum: share of the average that a step keeps, in the end.
+        """
+        self._pairs = [
+            (mean.value, weight.value)
+            for mean, weight in zip(average.weights, model.weights, strict=True)
+        ]
+        self._momentum = momentum
+
+    def update(self, step: tf.Tensor) -> None:
+        """Takes the weights after a step into the average; outside of replicas."""
+        step = tf.cast(step, tf.float32)
+        momentum = tf.minimum(self._momentum, (1 + step) / (10 + step))
+        for mean, weight in self._pairs:
+            mean.assign(mean + (1 - momentum) * (weight - mean))
+
+
 def make_train_step(
-    model: keras.Model, optimizer, strategy: tf.distribute.Strategy, jit_compile: bool = False
+    model: keras.Model,
+    optimizer,
+    strategy: tf.distribute.Strategy,
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = binary_crossentropy,
+    average: WeightAverage | None = None,
+    jit_compile: bool = False,
 ):
     """Returns a compiled function that trains on the next global batches of an iterator.
 
     It gives the labels and the logits [B, G] of all replicas together, weights [B] of one,
     and `finite` [replicas]: whether the loss and, unless it is scaled for float16, its
     gradients were finite.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        strategy: where the replicas are.
+        loss: function of labels and logits [B, G] to losses [B].
+        average: a running average of the weights to keep up.
+        jit_compile: whether XLA compiles what a replica does.
     """
 
     def replica_step(batch):
@@ -31,11 +102,10 @@ def make_train_step(
         global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
         with tf.GradientTape() as tape:
             logits = tf.cast(model(batch["image"], training=True), tf.float32)
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(batch["genres"], logits)
-            loss = tf.reduce_sum(tf.reduce_mean(losses, axis=-1)) / global_size
-            scaled_loss = optimizer.scale_loss(loss)
+            mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
+            scaled_loss = optimizer.scale_loss(mean_loss)
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
-        finite = tf.math.is_finite(loss)
+        finite = tf.math.is_finite(mean_loss)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = _agree_on_overflow(gradients, context)
         else:
@@ -49,7 +119,8 @@ def make_train_step(
             "finite": tf.cast(finite, tf.float32)[None],  # Booleans cannot be gathered.
         }
 
-    return _make_step(replica_step, strategy, jit_compile)
+    after_step = (lambda: average.update(optimizer.iterations.value)) if average else None
+    return _make_step(replica_step, strategy, jit_compile, after_step)
 
 
 def make_eval_step(model, strategy: tf.distribute.Strategy):
@@ -65,7 +136,12 @@ def make_eval_step(model, strategy: tf.distribute.Strategy):
     return _make_step(replica_step, strategy)
 
 
-def _make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
+def _make_step(
+    replica_step,
+    strategy: tf.distribute.Strategy,
+    jit_compile: bool = False,
+    after_step: Callable[[], None] | None = None,
+):
     """Returns a compiled function that takes an iterator's next batches through all replicas.
 
     Args:
@@ -73,6 +149,7 @@ def _make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool
             axis is the example's; they are joined.
         strategy: where the replicas are.
         jit_compile: whether XLA compiles `replica_step`.
+        after_step: what to do once all replicas have taken a step.
 
     Returns:
         Function of the iterator and of the number of batches, 1 unless said otherwise.
@@ -83,6 +160,8 @@ def _make_step(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool
     @tf.function
     def step(iterator):
         outputs = strategy.run(replica_step, args=(next(iterator),))
+        if after_step:
+            after_step()
         if strategy.num_replicas_in_sync == 1:
             return outputs
         return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}

@@ -1,16 +1,14 @@
 """The training loop: `train_and_evaluate`, readable top to bottom."""
 
 import contextlib
-import functools
 import math
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from trainer import (
     checkpoints as checkpoints_lib,
@@ -18,7 +16,10 @@ from trainer import (
     datasets,
     evaluation,
     input_pipeline,
+    inputs as inputs_lib,
+    losses,
     models,
+    prediction,
     report,
     run_directory,
     runtime,
@@ -49,6 +50,7 @@ def train_and_evaluate(
             longer finite or the disk is full; the message says what to do.
         runtime.WorkerLostError: another worker is gone.
     """
+    start = time.monotonic()
     run = run_directory.RunDirectory(run_dir)
     run.check_continues(config, resume, override)
     choice = runtime.choose_strategy(config.strategy)
@@ -56,7 +58,7 @@ def train_and_evaluate(
     runtime.check_replicas(strategy, config.batch_size, config.jit_compile)
     chief = runtime.is_chief(strategy)
     precision = runtime.choose_precision(config.precision)
-    data = _open_data(config)
+    data = inputs_lib.open_data(config)
     run.check_same_data(data.genres, data.num_train)
 
     with contextlib.ExitStack() as stack:
@@ -69,16 +71,20 @@ def train_and_evaluate(
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         with strategy.scope():
-            model = models.create_model(
-                config.model, config.image_size, len(data.genres), precision
-            )
-            optimizer = steps.create_optimizer(config.learning_rate, precision)
+            model = models.create_model(config, len(data.genres), precision)
+            average = None
+            if config.weight_average:
+                average = models.create_model(config, len(data.genres), precision)
+            optimizer = steps.create_optimizer(config, precision, data.steps_per_epoch)
             optimizer.build(model.trainable_variables)
         checkpoints = checkpoints_lib.Checkpoints(
-            run.checkpoints, model, optimizer, config.keep_checkpoints, chief
+            run.checkpoints, model, optimizer, config.keep_checkpoints, chief, average
         )
         state = checkpoints.restore()
-        optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
+        if not state.step:
+            _begin(config, model, average, data.genres)
+        if config.learning_rate_schedule == "constant":
+            optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
         print(
             f"{config.model}, {model.count_params():,} parameters, {precision}\n"
             f"strategy {choice.name}: {choice.reason}; {strategy.num_replicas_in_sync} replica(s)\n"
@@ -88,7 +94,35 @@ def train_and_evaluate(
             + f"\ncache {data.cache.name}: {data.cache.reason}",
             flush=True,
         )
-        loop = _Loop(config, run, strategy, data, model, optimizer, checkpoints, state, stop)
+        if config.freeze == config_lib.BACKBONE:
+            vote = runtime.make_vote(strategy)
+            inputs = inputs_lib.feature_inputs(
+                config,
+                data,
+                model.get_layer(config_lib.BACKBONE),
+                strategy,
+                state.step,
+                should_stop=lambda: vote(stop.requested)[0],
+            )
+            if inputs is None:
+                print("Stopped before the first step. The same command begins anew.", flush=True)
+                return
+            trained, evaluated = (m.get_layer("head") for m in (model, average or model))
+        else:
+            inputs = inputs_lib.poster_inputs(config, data, run, state.step)
+            trained, evaluated = model, average or model
+        running_average = None
+        if average:
+            running_average = steps.WeightAverage(evaluated, trained, config.weight_average)
+        train_step = steps.make_train_step(
+            trained,
+            optimizer,
+            strategy,
+            losses.make_loss(config, data.base_rates, data.num_train),
+            running_average,
+            config.jit_compile,
+        )
+        eval_step = steps.make_eval_step(evaluated, strategy)
         if chief:
             checkpoints.remove_leftovers()
             run.write_config(
@@ -103,48 +137,47 @@ def train_and_evaluate(
             )
             run.keep_metrics_until(state.step)
             report.write_tensorboard(run.tensorboard, run.read_metrics(), anew=True)
-            if config.augment:
+            if config.augment and config.freeze != config_lib.BACKBONE:
                 _draw_augmentation(config, data, run)
-        loop.run()
+        _Loop(
+            config,
+            run,
+            strategy,
+            data,
+            inputs,
+            train_step,
+            eval_step,
+            checkpoints,
+            state,
+            stop,
+            start,
+        ).run()
 
 
-class _Data(NamedTuple):
-    """What a run reads."""
-
-    builder: tfds.core.DatasetBuilder
-    genres: list[str]
-    num_train: int
-    steps_per_epoch: int
-    base_rates: np.ndarray
-    cache: input_pipeline.Cache
-    validation_split: str  # On which the best checkpoint is chosen; empty: none.
-    eval_splits: dict[str, int]  # Their sizes.
-
-
-def _open_data(config: config_lib.Config) -> _Data:
-    builder = datasets.open_dataset(config.dataset, config.data_dir)
-    num_train = datasets.num_examples(builder, config.train_split)
-    validation = datasets.validation_split(builder, config.validation_split)
-    eval_splits = [split for split in (validation, config.test_split) if split]
-    if config.data_service:
-        runtime.check_reachable("--data_service", config.data_service)
-        cache = input_pipeline.Cache("none", f"{config.data_service} reads the train split")
+def _begin(
+    config: config_lib.Config,
+    model: keras.Model,
+    average: keras.Model | None,
+    genres: list[str],
+) -> None:
+    """Gives a run that has no checkpoint its weights: of another run, or pretrained, or fresh."""
+    if config.init_from:
+        source, facts = checkpoints_lib.restore_model(config.init_from)
+        if (source.name, facts["genres"]) != (model.name, genres):
+            raise config_lib.UsageError(
+                f"--init_from={config.init_from}: that run is of {source.name} with genres "
+                f"{facts['genres']}; this one is of {model.name} with {genres}."
+            )
+        try:
+            models.copy_weights(source, model)
+        except ValueError as error:
+            raise config_lib.UsageError(
+                f"--init_from={config.init_from}: its layers are of other sizes ({error})."
+            ) from error
     else:
-        cache = input_pipeline.choose_cache(
-            config.cache, builder, config.train_split, config.image_size
-        )
-    with datasets.damage_named(builder, config.train_split):
-        base_rates = datasets.base_rates(builder, config.train_split)
-    return _Data(
-        builder,
-        datasets.genre_names(builder),
-        num_train,
-        math.ceil(num_train / config.batch_size),
-        base_rates,
-        cache,
-        validation,
-        {split: datasets.num_examples(builder, split) for split in eval_splits},
-    )
+        models.load_pretrained_weights(model, config)
+    if average:
+        models.copy_weights(model, average)
 
 
 class _Loop:
@@ -155,12 +188,14 @@ class _Loop:
         config: config_lib.Config,
         run: run_directory.RunDirectory,
         strategy: tf.distribute.Strategy,
-        data: _Data,
-        model: keras.Model,
-        optimizer,
+        data: inputs_lib.RunData,
+        inputs: inputs_lib.Inputs,
+        train_step: Callable[..., dict[str, tf.Tensor]],
+        eval_step: Callable[..., dict[str, tf.Tensor]],
         checkpoints: checkpoints_lib.Checkpoints,
         state: checkpoints_lib.State,
         stop: stopping.StopRequest,
+        start: float,
     ):
         self._config = config
         self._run = run
@@ -176,56 +211,20 @@ class _Loop:
 
         self._step = state.step
         self._answers = [(state.labels, state.logits)]  # Of the epoch so far.
-        self._is_recorded = state.step in {record["step"] for record in run.read_metrics()}
+        records = [record for record in run.read_metrics() if record["step"] <= state.step]
+        self._is_recorded = state.step in {record["step"] for record in records}
+        # Had this process done all of the run, it would have begun then.
+        self._start = start - (records[-1]["seconds"] if records else 0)
         self._images_per_second = None  # Unless this process trains.
         self._stopped = False
         self._last_save = time.monotonic()
 
-        self._train_step = steps.make_train_step(model, optimizer, strategy, config.jit_compile)
-        self._eval_step = steps.make_eval_step(model, strategy)
-        self._order = {
-            "batch_size": config.batch_size,
-            "shuffle_buffer": config.shuffle_buffer,
-            "seed": config.seed,
-        }
-
-        def train_dataset(context):
-            create = functools.partial(
-                input_pipeline.train_dataset,
-                cache=data.cache.name,
-                cache_file=run.new_cache_file(context.input_pipeline_id)
-                if data.cache.name == "disk"
-                else "",
-            )
-            if config.data_service:
-                create = functools.partial(
-                    input_pipeline.service_dataset, service=config.data_service
-                )
-            return create(
-                data.builder,
-                config.train_split,
-                **self._order,
-                image_size=config.image_size,
-                start_step=state.step,
-                augment=config.augmentations,
-                context=context,
-            )
-
-        def eval_dataset(split):
-            return lambda context: input_pipeline.eval_dataset(
-                data.builder,
-                split,
-                image_size=config.image_size,
-                batch_size=config.batch_size,
-                # Read once an epoch, it need not take the room that decoded posters do.
-                cached=data.cache.name != "none",
-                context=context,
-            )
-
+        self._train_step = train_step
+        self._eval_step = eval_step
         distribute = strategy.distribute_datasets_from_function
-        self._train_batches = iter(distribute(train_dataset))
+        self._train_batches = iter(distribute(inputs.train))
         self._eval_batches = {
-            split: iter(distribute(eval_dataset(split))) for split in data.eval_splits
+            split: iter(distribute(dataset)) for split, dataset in inputs.evaluated.items()
         }
 
     def run(self) -> None:
@@ -286,6 +285,10 @@ class _Loop:
         seconds = time.perf_counter() - start
         self._images_per_second = (self._num_answers() - num_before) / seconds
 
+    def _should_stop(self) -> bool:
+        self._stopped, _ = self._vote(self._stop_request.requested, False)
+        return self._stopped
+
     def _save(self) -> None:
         labels, logits = self._all_answers()
         self._checkpoints.save(self._step, labels, logits)
@@ -294,11 +297,21 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Scores the epoch and the model as it stands, unless a stop comes before."""
-        predicted = {self._config.train_split: (*self._all_answers(), self._images_per_second)}
-        for split in self._data.eval_splits:
+        predicted = {
+            self._config.train_split: prediction.Predicted(
+                *self._all_answers(), self._images_per_second
+            )
+        }
+        for split, size in self._data.eval_splits.items():
             with datasets.damage_named(self._data.builder, split):
-                predicted[split] = self._predict(split)
-            if self._stopped:
+                predicted[split] = prediction.predict(
+                    self._eval_step,
+                    self._eval_batches[split],
+                    math.ceil(size / self._config.batch_size),
+                    f"evaluating {split}",
+                    self._should_stop,
+                )
+            if predicted[split] is None:
                 return
         epoch = math.ceil(self._step / self._data.steps_per_epoch)
         records = [
@@ -306,11 +319,14 @@ class _Loop:
                 "epoch": epoch,
                 "step": self._step,
                 "split": split,
-                **evaluation.compute_metrics(labels, logits),
-                "images_per_second": images_per_second,
-                "constant": evaluation.compute_constant_metrics(labels, self._data.base_rates),
+                **evaluation.compute_metrics(answers.labels, answers.outputs),
+                "images_per_second": answers.images_per_second,
+                "seconds": time.monotonic() - self._start,
+                "constant": evaluation.compute_constant_metrics(
+                    answers.labels, self._data.base_rates
+                ),
             }
-            for split, (labels, logits, images_per_second) in predicted.items()
+            for split, answers in predicted.items()
         ]
         if self._chief:
             self._run.append_metrics(records)
@@ -326,19 +342,6 @@ class _Loop:
             f"{report.format_records(records)}",
             flush=True,
         )
-
-    def _predict(self, split: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """Returns labels and logits [N, G] of a split, and images a second."""
-        num_steps = math.ceil(self._data.eval_splits[split] / self._config.batch_size)
-        outputs = []
-        start = time.perf_counter()
-        with report.Progress(f"evaluating {split}", num_steps) as progress:
-            while len(outputs) < num_steps and not self._stopped:
-                outputs.append(self._eval_step(self._eval_batches[split]))
-                progress.update(len(outputs[-1]["weight"]))
-                self._stopped, _ = self._vote(self._stop_request.requested, False)
-        labels, logits = steps.collect(outputs)
-        return labels, logits, len(labels) / (time.perf_counter() - start)
 
     def _all_answers(self) -> tuple[np.ndarray, np.ndarray]:
         labels, logits = (np.concatenate(parts) for parts in zip(*self._answers, strict=True))
@@ -360,7 +363,9 @@ class _Loop:
                         self._data.builder,
                         self._config.train_split,
                         step=step,
-                        **self._order,
+                        batch_size=self._config.batch_size,
+                        shuffle_buffer=self._config.shuffle_buffer,
+                        seed=self._config.seed,
                     )
                     posters = ", ".join(ids)
                 raise config_lib.UsageError(
@@ -371,7 +376,9 @@ class _Loop:
                 )
 
 
-def _draw_augmentation(config: config_lib.Config, data: _Data, run: run_directory.RunDirectory):
+def _draw_augmentation(
+    config: config_lib.Config, data: inputs_lib.RunData, run: run_directory.RunDirectory
+):
     image, variants = input_pipeline.example_variants(
         data.builder,
         config.train_split,

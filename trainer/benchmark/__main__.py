@@ -109,7 +109,7 @@ def measure(config: config_lib.Config) -> None:
                 measured[name] = measured[name] + turn if name in measured else turn
         memory.update({name: peer.peak_memory() for name, peer in started.items()})
     flops = stages_lib.matmul_flops(precision, _SECONDS.value / _TURNS)
-    model = models.create_model(config.model, config.image_size, num_genres, precision)
+    model = models.create_model(config, num_genres, precision)
     limit = flops / stages_lib.training_flops(model)
     figures = {name: turn.figures() for name, turn in measured.items()}
     device = tf.config.list_logical_devices()[-1].device_type

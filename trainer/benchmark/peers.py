@@ -108,7 +108,7 @@ def opencv(config: config_lib.Config) -> stages.Stage:
 def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
     """Trains the reference CNN of stock layers with Keras's `fit`, in float32."""
     model = with_stock_layers(
-        models.create_model("reference_cnn", config.image_size, num_genres, "float32")
+        models.create_model(config_lib.Config(image_size=config.image_size), num_genres, "float32")
     )
     model.compile(
         keras.optimizers.Adam(config.learning_rate),

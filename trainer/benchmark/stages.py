@@ -7,7 +7,15 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, datasets, input_pipeline, models, preprocessing, steps
+from trainer import (
+    batching,
+    config as config_lib,
+    datasets,
+    input_pipeline,
+    models,
+    preprocessing,
+    steps,
+)
 from trainer.benchmark import turns
 
 Stage = Callable[[float], turns.Turn]
@@ -40,7 +48,7 @@ def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
         "resize": resized.map(tf.size),
     }
     stages = {
-        name: _consume(input_pipeline.finish(dataset.repeat().batch(_COUNTED)))
+        name: _consume(batching.finish(dataset.repeat().batch(_COUNTED)))
         for name, dataset in counted.items()
     }
     stages["cold_pipeline"] = _consume(_train_dataset(builder, config, "none"))
@@ -50,11 +58,11 @@ def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
 def training_stages(builder, config: config_lib.Config, precision: str) -> dict[str, Stage]:
     """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
     num_genres = len(datasets.genre_names(builder))
-    model = models.create_model(config.model, config.image_size, num_genres, precision)
-    optimizer = steps.create_optimizer(config.learning_rate, precision)
+    model = models.create_model(config, num_genres, precision)
+    optimizer = steps.create_optimizer(config, precision, steps_per_epoch=1)
     optimizer.build(model.trainable_variables)
     train_step = steps.make_train_step(
-        model, optimizer, tf.distribute.get_strategy(), config.jit_compile
+        model, optimizer, tf.distribute.get_strategy(), jit_compile=config.jit_compile
     )
 
     def fed_by(batches) -> Stage:

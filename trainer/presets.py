@@ -1,0 +1,60 @@
+"""Settings that belong together, by name: a model and how to train it.
+
+README's table of models has the scores, the time and the size of each.
+"""
+
+from typing import Any
+
+from trainer import config
+
+# The tutorial's CNN, trained as the tutorial does: the defaults of `Config`.
+_REFERENCE: dict[str, Any] = {}
+
+_COMPACT = {
+    "model": "compact_cnn",
+    "image_size": 128,
+    "epochs": 50,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "learning_rate_schedule": "cosine",
+    "warmup_epochs": 2.0,
+    "weight_decay": 0.05,
+    "weight_average": 0.998,
+    "dropout": 0.3,
+    "augment": "flip,crop,color,erase",
+}
+
+# The head alone, on features of the posters and of their mirror images.
+_PRETRAINED_HEAD = {
+    "model": "efficientnet_lite0",
+    "image_size": 224,
+    "pretrained_weights": "imagenet",
+    "freeze": config.BACKBONE,
+    "head_units": 512,
+    "epochs": 30,
+    "batch_size": 64,
+    "learning_rate": 5e-4,
+    "learning_rate_schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "weight_decay": 0.3,
+    "dropout": 0.5,
+    "augment": "flip",
+}
+
+# From a run of `pretrained_head`, named by --init_from.
+_PRETRAINED_FINETUNE = {
+    **_PRETRAINED_HEAD,
+    "freeze": "stem,block[0-7]_*,*_depthwise",
+    "epochs": 8,
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "weight_average": 0.998,
+    "augment": "flip,crop,color",
+}
+
+PRESETS = {
+    "reference": _REFERENCE,
+    "compact": _COMPACT,
+    "pretrained_head": _PRETRAINED_HEAD,
+    "pretrained_finetune": _PRETRAINED_FINETUNE,
+}
