@@ -1,11 +1,13 @@
 """The reference CNN is the tutorial's, and its fused layer is Keras's."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config, layers, models
+from trainer import config, layers, models, presets
 
 # Output shape without the batch axis, and parameters, of the tutorial's printed summary.
 # Its last layer's sigmoid stands outside the model here.
@@ -190,3 +192,47 @@ def test_fused_batch_normalization_keeps_16_bit_activations():
     outputs = layer(tf.ones((4, 3, 3, 2), tf.bfloat16), training=True)
     assert outputs.dtype == tf.bfloat16
     assert {v.dtype for v in layer.weights} == {"float32"}
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_each_preset_is_a_model_that_can_be_trained(name):
+    chosen = config.Config(**presets.PRESETS[name])
+    model = models.create_model(dataclasses.replace(chosen, image_size=64), 25, "float32")
+    assert model.output_shape == (None, 25)
+    assert model.name == chosen.model
+    assert model.trainable_variables
+
+
+def test_the_compact_cnn_has_under_two_million_parameters():
+    model = models.create_model(config.Config(model="compact_cnn", image_size=128), 25, "float32")
+    assert model.count_params() == 1_562_681
+
+
+def test_patterns_freeze_layers_by_name():
+    def backbone(freeze):
+        chosen = config.Config(model="efficientnet_lite0", image_size=32, freeze=freeze)
+        return models.create_model(chosen, 5, "float32").get_layer("backbone")
+
+    layers_of = backbone("stem, block[0-2]_*,*_depthwise").layers
+    frozen = {layer.name for layer in layers_of if layer.weights and not layer.trainable}
+    early = {f"block{i}_{kind}" for i in range(3) for kind in ("expand", "project")}
+    depthwise = {f"block{i}_depthwise" for i in range(16)}
+    assert frozen == {"stem", *early, *depthwise} - {"block0_expand"}
+    assert not backbone("backbone").trainable_variables
+    with pytest.raises(config.UsageError, match="--freeze=blok1: no layer is called 'blok1'"):
+        backbone("blok1")
+    with pytest.raises(config.UsageError, match="no weight is left to train"):
+        models.create_model(config.Config(image_size=64, freeze="*"), 5, "float32")
+
+
+def test_pretrained_backbones_normalize_by_their_own_statistics():
+    """With pretrained weights a step leaves the moving statistics as they were."""
+    posters = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    for source, changed in (("none", True), ("weights.pth", False)):
+        chosen = config.Config(model="efficientnet_lite0", image_size=32, pretrained_weights=source)
+        model = models.create_model(chosen, 5, "float32")
+        before = [w.numpy() for w in model.non_trainable_variables if "moving" in w.path]
+        model(posters, training=True)
+        after = [w.numpy() for w in model.non_trainable_variables if "moving" in w.path]
+        same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
+        assert all(same) is not changed

@@ -19,6 +19,9 @@ FLAGS = (
     "--epochs=2",
     "--augment=flip,crop,color,erase",
     "--checkpoint_every_steps=2",
+    "--learning_rate_schedule=cosine",
+    "--warmup_epochs=1",
+    "--weight_average=0.9",
 )
 
 

@@ -122,6 +122,9 @@ def test_help_explains_every_setting():
     [
         ({"epochs": 0}, "--epochs=0: must be at least 1"),
         ({"precision": "float8"}, "--precision=float8: choose one of auto, float32"),
+        ({"dropout": 1.0}, "--dropout=1.0: must be less than 1"),
+        ({"freeze": "backbone", "augment": "flip,crop"}, "choose --augment=flip"),
+        ({"freeze": "backbone", "data_service": "grpc://a:1"}, "leave out --data_service"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_its_flag(setting, complaint):

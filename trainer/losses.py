@@ -71,7 +71,9 @@ def asymmetric_loss(
     q = tf.maximum(p - margin, 0.0)
     # With a margin 1 - q is never less than it; without one, log(1 - p) wants more care.
     log_absent = tf.math.log(1 - q) if margin else tf.math.log_sigmoid(-logits)
-    present = (1 - p) ** positive_power * tf.math.log_sigmoid(logits)
+    present = tf.math.log_sigmoid(logits)
+    if positive_power:  # The gradient of 0 ** 0 is not finite.
+        present *= (1 - p) ** positive_power
     return -(labels * present + (1 - labels) * q**negative_power * log_absent)
 
 

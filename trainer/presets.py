@@ -13,7 +13,7 @@ _REFERENCE: dict[str, Any] = {}
 _COMPACT = {
     "model": "compact_cnn",
     "image_size": 128,
-    "epochs": 50,
+    "epochs": 30,
     "batch_size": 64,
     "learning_rate": 2e-3,
     "learning_rate_schedule": "cosine",
@@ -31,13 +31,13 @@ _PRETRAINED_HEAD = {
     "pretrained_weights": "imagenet",
     "freeze": config.BACKBONE,
     "head_units": 512,
-    "epochs": 30,
+    "epochs": 40,
     "batch_size": 64,
     "learning_rate": 5e-4,
     "learning_rate_schedule": "cosine",
     "warmup_epochs": 1.0,
-    "weight_decay": 0.3,
-    "dropout": 0.5,
+    "weight_decay": 1.0,
+    "dropout": 0.4,
     "augment": "flip",
 }
 
@@ -48,6 +48,7 @@ _PRETRAINED_FINETUNE = {
     "epochs": 8,
     "batch_size": 32,
     "learning_rate": 1e-4,
+    "weight_decay": 0.05,
     "weight_average": 0.998,
     "augment": "flip,crop,color",
 }

@@ -82,7 +82,10 @@ class RunDirectory:
                 "choose another directory."
             )
         before, now = self.read_config()[0].to_json(), config.to_json()
-        changed = {name for name in now.keys() - _MAY_CHANGE if before[name] != now[name]}
+        fixed = now.keys() - _MAY_CHANGE
+        if config.learning_rate_schedule != "constant":
+            fixed |= {"epochs"}  # The schedule ends with the last.
+        changed = {name for name in fixed if before[name] != now[name]}
         if changed and not (override and not changed & _DECIDES_WEIGHTS):
             raise config_lib.UsageError(
                 f"--run_dir={self.path} holds a run with other settings:\n"

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -12,6 +12,7 @@ from trainer import (
     config as config_lib,
     datasets,
     input_pipeline,
+    layers,
     models,
     preprocessing,
     steps,
@@ -111,15 +112,19 @@ def training_flops(model: keras.Model) -> float:
     A multiplication with its addition counts as two. The gradients of filters and of
     inputs each take as much as the forward pass; the first layer's inputs need none.
     """
-    forward = []
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            positions = 1
-            if isinstance(layer, keras.layers.Conv2D):
-                _, height, width, _ = layer.output.shape
-                positions = height * width
-            forward.append(2 * positions * layer.kernel.shape.num_elements())
+    forward = list(_forward_flops(model))
     return 3 * sum(forward) - forward[0]
+
+
+def _forward_flops(model: keras.Model) -> Iterator[float]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _forward_flops(layer)
+        elif isinstance(layer, keras.layers.Dense):
+            yield 2 * layer.kernel.shape.num_elements()
+        elif isinstance(layer, keras.layers.Conv2D | layers.ConvBatchNorm):
+            _, height, width, _ = layer.output.shape
+            yield 2 * height * width * layer.kernel.shape.num_elements()
 
 
 def _train_dataset(builder, config: config_lib.Config, cache: str) -> tf.data.Dataset:

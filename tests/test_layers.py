@@ -1,0 +1,72 @@
+"""A convolution joined with its normalization is what Keras makes of the two."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import layers
+
+SHAPE = (4, 9, 8, 6)
+
+
+def stock(depthwise, strides):
+    settings = {"padding": "same", "use_bias": False}
+    if depthwise:
+        convolution = keras.layers.DepthwiseConv2D(3, strides, **settings)
+    else:
+        convolution = keras.layers.Conv2D(5, 3, strides, **settings)
+    normalization = keras.layers.BatchNormalization(epsilon=1e-3)
+    return keras.Sequential([convolution, normalization, keras.layers.ReLU()])
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("depthwise", [True, False], ids=["depthwise", "full"])
+def test_conv_batch_norm_is_kerass_two_layers(depthwise, strides):
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.normal(1, 2, SHAPE), tf.float32)
+    ours = layers.ConvBatchNorm(None if depthwise else 5, 3, strides, "relu")
+    theirs = stock(depthwise, strides)
+    assert ours(inputs).shape == ours.compute_output_shape(SHAPE) == theirs(inputs).shape
+    weights = [rng.normal(1, 0.3, w.shape) for w in theirs.get_weights()]
+    ours.set_weights(weights)
+    theirs.set_weights(weights)
+    upstream = tf.constant(rng.normal(0, 1, theirs.compute_output_shape(SHAPE)), tf.float32)
+    results = []
+    for layer in (ours, theirs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+            loss = tf.reduce_sum(outputs * upstream)
+        gradients = tape.gradient(loss, [inputs, *layer.trainable_variables])
+        # The statistics that the step has left are used, folded into the filters.
+        results.append([outputs, *gradients, *layer.get_weights(), layer(inputs, training=False)])
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=3e-4, rtol=3e-4)
+
+
+def test_frozen_statistics_stay_and_are_used_in_training():
+    inputs = tf.constant(np.random.default_rng(0).normal(5, 2, SHAPE), tf.float32)
+    layer = layers.ConvBatchNorm(5, 3)
+    layer(inputs)
+    layer.trainable = False
+    before = layer.get_weights()
+    trained = layer(inputs, training=True)
+    np.testing.assert_array_equal(trained, layer(inputs, training=False))
+    for found, expected in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    # Asked for statistics of their own, those of a batch with another mean differ.
+    layer.trainable = True
+    assert np.abs(layer(inputs, training=True) - trained).max() > 1
+
+
+def test_half_precision_folds_in_full():
+    """Small scales would be lost if they were rounded before they met the filters."""
+    inputs = tf.ones(SHAPE)
+    layer, half = (layers.ConvBatchNorm(5, 1, dtype=d) for d in ("float32", "mixed_bfloat16"))
+    layer(inputs), half(inputs)
+    layer.normalization.moving_mean.assign(layer(inputs)[0, 0, 0] * 0.999)
+    layer.normalization.moving_variance.assign(tf.fill([5], 1e-4))
+    half.set_weights(layer.get_weights())
+    assert half(inputs).dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(half(inputs), tf.float32), layer(inputs), atol=0.5)
