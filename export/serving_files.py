@@ -25,13 +25,15 @@ model_config_list {{
 }}
 """
 _BATCHING_CONFIG = """# tensorflow_model_server --enable_batching --batching_parameters_file=THIS
-# The largest batch: 32 posters of 350 pixels are 12 MB, and a CPU gains nothing beyond it.
+# The largest batch: 32 posters of 350 pixels are 12 MB, and a CPU gains nothing beyond it. A
+# request of more is refused.
 max_batch_size { value: 32 }
 # How long the first request waits for others, against some 10 ms that a poster takes.
 batch_timeout_micros { value: 5000 }
-# Batches in work at a time: set it to the cores of the machine.
+# Batches in work at a time: set it to the cores of the machine, as the server's guide advises.
 num_batch_threads { value: 4 }
-# Batches that may wait; beyond them the server answers "unavailable" and clients try again.
+# Batches that may wait; beyond them the server answers "unavailable" and clients try again. Full
+# ones of 10 ms a poster then wait some 20 s on one core, within the 60 that our clients allow.
 max_enqueued_batches { value: 64 }
 """
 _MONITORING_CONFIG = """# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file=THIS
