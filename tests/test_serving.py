@@ -275,6 +275,7 @@ def test_the_files_beside_the_model_say_what_it_is(version, run_dir):
     card = (version / "model_card.md").read_text()
     assert "| test, constant |" in card
     assert "step 32 of" in card
+    assert "at most 1,000,000 pixels and 200,000 bytes" in card
     models = (version.parent / "models.config").read_text()
     assert f'base_path: "{version.parent}"' in models
 
