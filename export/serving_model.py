@@ -195,7 +195,8 @@ class ServingModel(tf.Module):
             .take(1)
         )
         status, image = _run(loaded)
-        # Here, since the functions of a pipeline are prepared anew at each call.
+        # Resized outside: a pipeline prepares its functions anew at each call, so that every
+        # operation in them costs more than one here.
         return status[None], preprocessing.resize(image, self._image_size)[None]
 
     def _load_all(
