@@ -22,7 +22,8 @@ _MAX_IMAGE_BYTES = flags.DEFINE_integer(
 _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
     "max_image_pixels",
     25_000_000,
-    "Images with more pixels are answered with an error; each takes 3 bytes while it is decoded.",
+    "Images with more pixels are answered with an error; a pixel takes 3 bytes of memory while it "
+    "is decoded and 15 while it is resized.",
     lower_bound=1,
 )
 _KEEP_VERSIONS = flags.DEFINE_integer(

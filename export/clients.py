@@ -69,6 +69,7 @@ class RestClient:
         self._session = requests.Session()
         retries = retry.Retry(
             _RETRIES,
+            read=1,  # A connection that was closed meanwhile; not again and again a timeout.
             backoff_factor=0.2,
             status_forcelist=_BUSY,
             allowed_methods=None,

@@ -62,7 +62,9 @@ def export_saved_model(
                 for name, function in module.signatures.items()
             }
             tf.saved_model.save(module, os.fspath(unfinished), signatures)
-            serving_files.write_version_files(unfinished, signatures, facts, run, posters[0])
+            serving_files.write_version_files(
+                unfinished, signatures, facts, run, limits, posters[0]
+            )
             _check_answers_alike(unfinished, module, posters)
             numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
             version = export_dir / str(max(numbers, default=0) + 1)

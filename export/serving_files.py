@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from export import serving_model
 from trainer import run_directory
 
 _WARMUP = "assets.extra/tf_serving_warmup_requests"
@@ -25,13 +26,15 @@ model_config_list {{
 }}
 """
 _BATCHING_CONFIG = """# tensorflow_model_server --enable_batching --batching_parameters_file=THIS
-# The largest batch: 32 posters of 350 pixels are 12 MB, and a CPU gains nothing beyond it.
+# The largest batch: 32 posters of 350 pixels are 12 MB, and on a CPU one of 8 costs hardly more
+# time a poster. A request of more than 32 is refused.
 max_batch_size { value: 32 }
 # How long the first request waits for others, against some 10 ms that a poster takes.
 batch_timeout_micros { value: 5000 }
-# Batches in work at a time: set it to the cores of the machine.
+# Batches in work at a time: set it to the cores of the machine, as the server's guide advises.
 num_batch_threads { value: 4 }
-# Batches that may wait; beyond them the server answers "unavailable" and clients try again.
+# Batches that may wait; beyond them the server answers "unavailable" and clients try again. Full
+# ones of 10 ms a poster then wait some 20 s on one core, within the 60 that our clients allow.
 max_enqueued_batches { value: 64 }
 """
 _MONITORING_CONFIG = """# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file=THIS
@@ -45,6 +48,7 @@ def write_version_files(
     signatures: dict[str, Any],
     facts: dict[str, Any],
     run: run_directory.RunDirectory,
+    limits: serving_model.Limits,
     image: bytes,
 ) -> None:
     """Writes what belongs to one version, into its directory.
@@ -54,11 +58,12 @@ def write_version_files(
         signatures: its concrete functions, by name.
         facts: of the run, as `checkpoints.restore_model` returns them.
         run: the run.
+        limits: what an image may cost.
         image: a JPEG for the warmup requests.
     """
     (version / "labels.txt").write_text("".join(f"{name}\n" for name in facts["genres"]))
     (version / "signatures.txt").write_text(describe_signatures(signatures))
-    (version / "model_card.md").write_text(describe_model(facts, run))
+    (version / "model_card.md").write_text(describe_model(facts, run, limits))
     try:
         requests = warmup_requests(image, facts["image_size"])
     except ImportError:
@@ -95,7 +100,9 @@ def describe_signatures(signatures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def describe_model(facts: dict[str, Any], run: run_directory.RunDirectory) -> str:
+def describe_model(
+    facts: dict[str, Any], run: run_directory.RunDirectory, limits: serving_model.Limits
+) -> str:
     """Returns the model's card: what it is, how good it is, and what it is not for."""
     config, _ = run.read_config()
     step = int(pathlib.Path(facts["checkpoint"]).name)
@@ -117,7 +124,8 @@ Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["ge
 
 - Data: `{config.dataset}`, trained on {facts["num_train"]} posters of `{config.train_split}`.
 - Checkpoint: step {step} of `{run.path.name}`, trained in {facts["precision"]}, served in float32.
-- Input: JPEG or PNG of any size, resized to a square of {config.image_size} pixels.
+- Input: JPEG or PNG of at most {limits.max_pixels:,} pixels and {limits.max_bytes:,} bytes,
+  resized to a square with sides of {config.image_size} pixels.
 
 ## How good it is
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer import preprocessing
@@ -17,6 +18,7 @@ _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = 24  # Bytes of a PNG up to the end of its height.
 _LOADED, _EMPTY, _NOT_AN_IMAGE, _TOO_MANY_BYTES, _TOO_MANY_PIXELS, _NOT_DECODED = range(6)
+_BLACK = np.zeros([1, 1, 3], np.uint8)  # In the place of an image that is not decoded.
 _PARALLEL_CALLS = 4  # Threads are the server's; more calls than cores wait at no cost.
 
 
@@ -175,43 +177,61 @@ class ServingModel(tf.Module):
             Whether each was loaded or why not, int32 [N], and uint8 [N, S, S, 3], black if
             not: what becomes of one never depends on what another is.
         """
-        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
         size = tf.size(inputs, out_type=tf.int64)
-
-        def read_all(parallel_calls):
-            # One more, since a dataset that may be empty has no single element.
-            last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
-            loaded = (
-                tf.data.Dataset.range(size)
-                .map(lambda row: (row, *self._read(unpack(inputs[row]), black)), parallel_calls)
-                .ignore_errors()
-                .concatenate(last)
-                .batch(size + 1)
-            )
-            options = tf.data.Options()
-            options.autotune.enabled = False
-            # They are sought anew at each call, and take longer than they save.
-            options.experimental_optimization.apply_default_optimizations = False
-            return loaded.with_options(options).get_single_element()
-
-        # To start threads for one image takes longer than they save.
-        rows, status, pixels = tf.cond(
-            size > 1, lambda: read_all(_PARALLEL_CALLS), lambda: read_all(None)
+        return tf.cond(
+            size == 1,
+            lambda: self._load_one(inputs[0], unpack),
+            lambda: self._load_all(inputs, size, unpack),
         )
-        rows, status, pixels = rows[:-1, None], status[:-1], pixels[:-1]
+
+    def _load_one(self, element: tf.Tensor, unpack: Callable) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads the only element: without threads, batches and rows, which cost more than it."""
+        undecoded = tf.data.Dataset.from_tensors((_NOT_DECODED, _BLACK))
+        loaded = (
+            tf.data.Dataset.from_tensors(element)
+            .map(lambda element: self._decode(unpack(element)))
+            .ignore_errors()
+            .concatenate(undecoded)
+            .take(1)
+        )
+        status, image = _run(loaded)
+        # Resized outside: a pipeline prepares its functions anew at each call, so that every
+        # operation in them costs more than one here.
+        return status[None], preprocessing.resize(image, self._image_size)[None]
+
+    def _load_all(
+        self, inputs: tf.Tensor, size: tf.Tensor, unpack: Callable
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads any number of elements."""
+        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
+
+        def load(row):
+            status, image = self._decode(unpack(inputs[row]))
+            return row, status, preprocessing.resize(image, self._image_size)
+
+        # One more, since a dataset that may be empty has no single element.
+        last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
+        loaded = (
+            tf.data.Dataset.range(size)
+            .map(load, _PARALLEL_CALLS)
+            .ignore_errors()
+            .concatenate(last)
+            .batch(size + 1)
+        )
+        rows, status, pixels = (part[:-1] for part in _run(loaded))
 
         def put_into_rows():
             every_status = tf.fill([size], _NOT_DECODED)
             return (
-                tf.tensor_scatter_nd_update(every_status, rows, status),
-                tf.scatter_nd(rows, pixels, [size, *black.shape]),
+                tf.tensor_scatter_nd_update(every_status, rows[:, None], status),
+                tf.scatter_nd(rows[:, None], pixels, [size, *black.shape]),
             )
 
         every_one = tf.size(rows, out_type=tf.int64) == size
         return tf.cond(every_one, lambda: (status, pixels), put_into_rows)
 
-    def _read(self, image: tf.Tensor, black: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns an image's status, an int32 scalar, and pixels; may raise an error."""
+    def _decode(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns an image's status, an int32 scalar, and uint8 [H, W, 3]; may raise an error."""
         length = tf.strings.length(image)
         is_jpeg = tf.strings.substr(image, 0, len(_JPEG)) == _JPEG
         is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
@@ -219,16 +239,25 @@ class ServingModel(tf.Module):
         status = tf.where(length > self._limits.max_bytes, _TOO_MANY_BYTES, status)
         status = tf.where(length == 0, _EMPTY, status)
 
-        def read():
+        def decode():
             sides = tf.cond(is_png, lambda: _png_shape(image), lambda: _jpeg_shape(image))
             return tf.cond(
                 tf.reduce_prod(tf.cast(sides, tf.int64)) > self._limits.max_pixels,
-                lambda: (_TOO_MANY_PIXELS, black),
+                lambda: (_TOO_MANY_PIXELS, tf.constant(_BLACK)),
                 # TensorFlow's decoder of JPEG takes PNG too.
-                lambda: (_LOADED, preprocessing.decode_and_resize(image, self._image_size)),
+                lambda: (_LOADED, preprocessing.decode(image)),
             )
 
-        return tf.cond(status == _LOADED, read, lambda: (status, black))
+        return tf.cond(status == _LOADED, decode, lambda: (status, tf.constant(_BLACK)))
+
+
+def _run(dataset: tf.data.Dataset):
+    """Returns a dataset's only element."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    # They are sought anew at each call, and take longer than they save.
+    options.experimental_optimization.apply_default_optimizations = False
+    return dataset.with_options(options).get_single_element()
 
 
 def _verdict(error: tf.Tensor) -> dict[str, tf.Tensor]:

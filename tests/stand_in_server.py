@@ -3,8 +3,13 @@
 It answers over the real PredictionService and the real REST form from a session over
 the SavedModel, as the server does, and can join requests into batches and take up new
 versions. What it is written from is the server's source; it proves nothing of the server.
+
+    python -m tests.stand_in_server --export_dir=exports/imdb
+
+serves the newest version under the directory's name until it is interrupted.
 """
 
+import argparse
 import base64
 import concurrent.futures
 import contextlib
@@ -29,6 +34,10 @@ class BusyError(Exception):
     """A request that the server has no room for now."""
 
 
+class TooLargeError(Exception):
+    """A request of more rows than a batch may have."""
+
+
 class Model:
     """A version in a session; says `busy` so many times before it answers."""
 
@@ -37,7 +46,7 @@ class Model:
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         with self._session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(version))
-        self._signatures = meta_graph.signature_def
+        self.signatures = meta_graph.signature_def
         self.busy = busy
         self.requests = 0
         self._lock = threading.Lock()
@@ -48,7 +57,7 @@ class Model:
             self.busy -= 1
             if self.busy >= 0:
                 raise BusyError("busy")
-        signature = self._signatures[signature]
+        signature = self.signatures[signature]
         return self._session.run(
             {name: tensor.name for name, tensor in signature.outputs.items()},
             {signature.inputs[name].name: value for name, value in inputs.items()},
@@ -99,6 +108,10 @@ class Joined:
 
     def run(self, signature, **inputs):
         ((name, value),) = inputs.items()
+        if len(value) > self._largest:
+            raise TooLargeError(
+                f"Task size {len(value)} is larger than maximum input batch size {self._largest}"
+            )
         with self._lock:
             batch = self._open.get(signature)
             first = batch is None or batch.size + len(value) > self._largest
@@ -144,6 +157,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             return self._model.run(model_spec.signature_name, **inputs)
         except BusyError as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except TooLargeError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     def Predict(self, request, context):  # noqa: N802  (the service's name for it)
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
@@ -164,7 +179,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 @contextlib.contextmanager
-def serve_grpc(name, model):
+def serve_grpc(name, model, port=0):
     """Yields the address of a server."""
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)]
@@ -172,7 +187,7 @@ def serve_grpc(name, model):
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(name, model), server
     )
-    port = server.add_insecure_port("localhost:0")
+    port = server.add_insecure_port(f"localhost:{port}")
     server.start()
     try:
         yield f"grpc://localhost:{port}"
@@ -181,7 +196,7 @@ def serve_grpc(name, model):
 
 
 @contextlib.contextmanager
-def serve_rest(name, model):
+def serve_rest(name, model, port=0):
     """Yields the address of a server."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -203,6 +218,8 @@ def serve_rest(name, model):
                 outputs = model.run(request["signature_name"], image_bytes=images)
             except BusyError as error:
                 return self._reply(503, {"error": str(error)})
+            except TooLargeError as error:
+                return self._reply(400, {"error": str(error)})
             columns = {key: value.tolist() for key, value in outputs.items()}
             rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
             return self._reply(200, {"predictions": rows})
@@ -217,7 +234,7 @@ def serve_rest(name, model):
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("localhost", port), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -226,3 +243,25 @@ def serve_rest(name, model):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def main() -> None:
+    """Serves an export, as README's line of the real server does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--export_dir", type=pathlib.Path, required=True)
+    parser.add_argument("--port", type=int, default=8500, help="of gRPC")
+    parser.add_argument("--rest_api_port", type=int, default=8501)
+    arguments = parser.parse_args()
+    directory = arguments.export_dir.resolve()
+    model = Joined(Newest(directory), directory / "batching.config")
+    with (
+        serve_grpc(directory.name, model, arguments.port) as remote,
+        serve_rest(directory.name, model, arguments.rest_api_port) as rest,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
+        print(f"A stand-in serves {directory.name} at {remote} and {rest}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,10 @@
 """The clients' wires, against a stand-in for the server, and what they make of answers."""
 
+import contextlib
 import csv
 import io
 import json
+import socket
 import sys
 
 import pytest
@@ -64,6 +66,20 @@ def test_a_server_that_is_always_busy_or_has_no_such_model_is_named(version, ima
 def test_a_server_that_is_not_there_is_named(server, images):
     with pytest.raises(clients.ServerError, match="localhost:1"):
         clients.connect(server, "posters", 2).ask(images)
+
+
+@pytest.mark.parametrize("scheme", ["", "grpc://"])
+def test_a_server_that_does_not_answer_in_time_is_named(scheme, images):
+    with socket.create_server(("localhost", 0)) as silent:
+        server = f"{scheme}localhost:{silent.getsockname()[1]}"
+        with pytest.raises(clients.ServerError, match=r"localhost.*(timed out|DEADLINE)"):
+            clients.connect(server, "posters", 0.3).ask(images)
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while silent.accept():
+                asked += 1
+        assert 1 <= asked <= 2
 
 
 def ask(*arguments, returncode=0):

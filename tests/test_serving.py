@@ -2,9 +2,10 @@
 
 import io
 import random
+import re
+import signal
 import struct
 import sys
-import time
 import zlib
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from export import saved_model, serving_files, serving_model
 from tests import conftest, stand_in_server, test_preprocessing
 from trainer import checkpoints, config, models, preprocessing
+from trainer.benchmark import turns
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,21 @@ def test_the_reasons_are_right(served):
     assert reasons["too many bytes"] == f"more than {conftest.MAX_BYTES} bytes"
     for name in ("30000x30000 JPEG", "60000x60000 PNG"):
         assert reasons[name] == f"more than {conftest.MAX_PIXELS} pixels"
+    for image, error in zip(BAD.values(), errors, strict=True):
+        alone = served.run("serving_default", image_bytes=[image])
+        assert (alone["ok"], alone["error"], alone["scores"].any()) == (False, error, False)
+
+
+def test_an_image_that_is_refused_by_its_header_costs_no_memory(served):
+    """A JPEG of 2.7 GB decoded, and a sound PNG of 0.4, both a few KB of file."""
+    bomb = png(Image.new("1", (12000, 12000)))
+    images = [jpeg_header(30000, 30000), bomb, test_preprocessing.make_jpeg(60, 90)]
+    assert len(bomb) < conftest.MAX_BYTES
+    before = turns.peak_memory()
+    for batch in (images, images[:1], images[1:2]):
+        answer = served.run("serving_default", image_bytes=batch)
+        assert all(b"pixels" in error for error in answer["error"][:2])
+    assert turns.peak_memory() - before < 50e6
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 5])
@@ -142,6 +159,20 @@ def test_an_example_without_an_image_scores_nothing_and_harms_nobody(served):
     assert (answer["scores"][[1, 2]] == 0).all()
     np.testing.assert_allclose(answer["scores"][0], answer["scores"][3], atol=1e-6)
     assert answer["scores"][0].min() > 0
+    assert not served.run("classify", inputs=[b"junk"])["scores"].any()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_kinds_of_jpeg_are_read_as_pillow_reads_them(served, mode, progressive):
+    content = io.BytesIO()
+    image = Image.effect_noise((70, 50), 60).convert(mode)
+    image.save(content, "JPEG", progressive=progressive)
+    answer = served.run("serving_default", image_bytes=[content.getvalue()])
+    rgb = np.asarray(Image.open(content).convert("RGB"))
+    expected = served.run("pixels", pixels=rgb[None])
+    assert answer["ok"].all()
+    np.testing.assert_allclose(answer["scores"], expected["scores"], atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16"])
@@ -190,9 +221,10 @@ def test_mutated_images_raise_nothing_and_change_no_neighbour(served):
     assert 100 < bad < 560
 
 
-def test_the_warmup_requests_are_answered(version, served):
+def test_the_warmup_requests_are_answered(version, served, synthetic_posters):
     from tensorflow_serving.apis import prediction_log_pb2
 
+    posters = {path.read_bytes() for path in (synthetic_posters / "Images").glob("*.jpg")}
     path = version / "assets.extra" / "tf_serving_warmup_requests"
     asked = set()
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
@@ -206,10 +238,32 @@ def test_the_warmup_requests_are_answered(version, served):
             inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
             answer = served.run(request.model_spec.signature_name, **inputs)
             assert answer.get("ok", np.array(True)).all()
+            assert posters.issuperset(inputs.get("image_bytes", np.array([])).tolist())
         asked.add((request.model_spec.signature_name, len(answer["scores"])))
         assert (answer["scores"] > 0).all()
     signatures = {"serving_default", "top_k", "classify", "pixels"}
     assert asked == {(name, size) for name in signatures for size in (1, 8, 32)}
+
+
+def test_the_signatures_are_those_of_readmes_table(served):
+    table = (conftest.PROJECT / "README.md").read_text().split("| signature |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
+    assert [row[0] for row in rows] == ["serving_default", "top_k", "classify", "pixels"]
+    lengths = {"N": None, "H": None, "W": None, "3": 3, "G": 8, "K": 3}
+    for name, *documented in rows:
+        signature = served.signatures[name]
+        for text, tensors in zip(documented, (signature.inputs, signature.outputs), strict=True):
+            found = {
+                name: (
+                    tf.as_dtype(tensor.dtype).name,
+                    tf.TensorShape(tensor.tensor_shape).as_list(),
+                )
+                for name, tensor in tensors.items()
+            }
+            assert found == {
+                name: (dtype, [lengths[length] for length in shape.split(", ")])
+                for name, dtype, shape in re.findall(r"`(\w+)` (\w+) \[(.*?)\]", text)
+            }
 
 
 def test_the_files_beside_the_model_say_what_it_is(version, run_dir):
@@ -221,6 +275,7 @@ def test_the_files_beside_the_model_say_what_it_is(version, run_dir):
     card = (version / "model_card.md").read_text()
     assert "| test, constant |" in card
     assert "step 32 of" in card
+    assert "at most 1,000,000 pixels and 200,000 bytes" in card
     models = (version.parent / "models.config").read_text()
     assert f'base_path: "{version.parent}"' in models
 
@@ -232,15 +287,14 @@ def test_only_the_newest_versions_are_kept(run_dir, tmp_path):
 
 
 def test_a_version_is_complete_or_not_there_while_exports_are_killed(run_dir, tmp_path):
-    """Polls as the server does; kills some exports at random moments."""
-    rng, seen = random.Random(1), set()
-    for attempt in range(3):
+    """Polls as the server does; kills two exports while they write and lets the third end."""
+    seen = set()
+    for written in ("saved_model.pb", "model_card.md", None):
         process = conftest.start(
             *(sys.executable, "-m", "export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
         )
-        kill_at = time.monotonic() + (1e9 if attempt == 2 else 6 + rng.uniform(0, 4))
         while process.poll() is None:
-            if time.monotonic() > kill_at:
+            if written and list(tmp_path.glob(f"incomplete-{process.pid}/{written}")):
                 process.kill()
             for path in tmp_path.iterdir():
                 if path.name.isdecimal() and path not in seen:
@@ -248,5 +302,6 @@ def test_a_version_is_complete_or_not_there_while_exports_are_killed(run_dir, tm
                     assert (path / "model_card.md").exists()
                     seen.add(path)
         process.communicate()
-    assert seen or list(tmp_path.glob("[0-9]*"))
+        assert process.returncode == (-signal.SIGKILL if written else 0)
+    assert saved_model.published_versions(tmp_path) == [1]
     assert not list(tmp_path.glob("incomplete-*"))

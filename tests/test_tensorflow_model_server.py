@@ -163,6 +163,12 @@ def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
         assert dict(ours.genres) == pytest.approx(dict(theirs.genres), abs=1e-5)
 
 
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+def test_a_request_of_more_than_a_batch_is_refused_by_name(server, posters, wire):
+    with pytest.raises(clients.ServerError, match="larger than maximum input batch size"):
+        clients.connect(getattr(server, wire), "posters", 60).ask(posters[:1] * 33)
+
+
 def test_the_classify_api_answers_as_the_saved_model_does(server, posters):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name, request.model_spec.signature_name = "posters", "classify"
