@@ -18,6 +18,7 @@ from absl import app, flags
 from trainer import config as config_lib, startup
 
 _POSTERS = flags.DEFINE_string("posters", None, "Folder of JPEGs.", required=True)
+_MODEL = flags.DEFINE_string("model", "reference_cnn", "Model to serve, with fresh weights.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 350, "Side of the decoded posters, in pixels.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Images a request.")
 _SECONDS = flags.DEFINE_float("seconds", 8, "How long to measure each.")
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> None:
     from trainer import models, preprocessing
 
     size = _IMAGE_SIZE.value
-    model = models.create_model(config_lib.Config(image_size=size), _NUM_GENRES, "float32")
+    model = models.create_model(
+        config_lib.Config(model=_MODEL.value, image_size=size), _NUM_GENRES, "float32"
+    )
     genres = [f"genre {i}" for i in range(_NUM_GENRES)]
     served = serving_model.ServingModel(model, genres, size, 5, serving_model.Limits())
     spec = tf.TensorSpec([size, size, 3], tf.uint8)

@@ -27,7 +27,8 @@ _COMPACT = {
 # The head alone, on features of the posters and of their mirror images.
 _PRETRAINED_HEAD = {
     "model": "efficientnet_lite0",
-    "image_size": 224,
+    # Above the 224 pixels of its own training: posters have small faces and letters.
+    "image_size": 320,
     "pretrained_weights": "imagenet",
     "freeze": config.BACKBONE,
     "head_units": 512,
@@ -45,7 +46,7 @@ _PRETRAINED_HEAD = {
 _PRETRAINED_FINETUNE = {
     **_PRETRAINED_HEAD,
     "freeze": "stem,block[0-7]_*,*_depthwise",
-    "epochs": 8,
+    "epochs": 6,
     "batch_size": 32,
     "learning_rate": 1e-4,
     "weight_decay": 0.05,
