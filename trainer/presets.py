@@ -51,7 +51,7 @@ _PRETRAINED_FINETUNE = {
     "learning_rate": 1e-4,
     "weight_decay": 0.05,
     "weight_average": 0.998,
-    "augment": "flip,crop,color",
+    "augment": "flip,crop,color,erase",
 }
 
 PRESETS = {
