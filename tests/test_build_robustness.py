@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import hashlib
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from poster_tfds import faults, synthetic
 from tests import conftest, test_posters
-from tests.test_dataset_builder import posters, read_split  # noqa: F401
+from tests.test_dataset_builder import posters, read_split, sha256_of_files  # noqa: F401
 
 CUSTOM = {"name": "mine", "test_fraction": 0.25, "validation_fraction": 0.25}
 SKIP = {**CUSTOM, "on_error": "skip"}
@@ -38,13 +37,6 @@ def examples(name, data_dir):
     return {
         split: collections.Counter(read_split(name, split, data_dir))
         for split in builder.info.splits
-    }
-
-
-def sha256_of_files(directory):
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.iterdir())
     }
 
 
@@ -86,15 +78,14 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
     assert max(images.values()) == 1
 
 
-def test_both_engines_give_the_same_examples(posters, tmp_path):  # noqa: F811
+def test_both_engines_write_the_same_bytes(posters, tmp_path):  # noqa: F811
     damage_csv(posters)
     one, beam = tmp_path / "one", tmp_path / "beam"
     conftest.build(posters, one, SKIP)
     build_with_beam(posters, beam, SKIP)
-    assert examples("poster_tfds/mine", one) == examples("poster_tfds/mine", beam)
-    for name in ("rejected.csv", "metadata.json"):
-        first, second = (d / "poster_tfds/mine/1.0.0" / name for d in (one, beam))
-        assert first.read_text() == second.read_text()
+    one, beam = (sha256_of_files(d / "poster_tfds/mine/1.0.0") for d in (one, beam))
+    assert len(one) > 20
+    assert one == beam
 
 
 def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):  # noqa: F811
@@ -106,16 +97,6 @@ def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):
         (13, "synthetic0000011"),
     ]
     assert not list(tmp_path.rglob("*tfrecord*"))
-
-
-def test_two_builds_give_byte_identical_shards(posters, tmp_path):  # noqa: F811
-    for name in ("first", "second"):
-        conftest.build(posters, tmp_path / name, CUSTOM)
-    first, second = (
-        sha256_of_files(tmp_path / name / "poster_tfds/mine/1.0.0") for name in ("first", "second")
-    )
-    assert len(first) > 20
-    assert first == second
 
 
 def damage_of_25_kinds(posters_dir):
