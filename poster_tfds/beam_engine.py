@@ -7,6 +7,7 @@ only: no runner has to shuffle images or to hold them.
 
 import bisect
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,8 +21,11 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import annotations as annotations_lib, faults, posters, source as source_lib
 
-_FAULTS = "faults"
+_FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.
+# Rows that a worker takes at a time: an element of its own for each would cost more memory
+# than the row.
+_CHUNK = 64
 
 
 @dataclasses.dataclass
@@ -79,15 +83,17 @@ class _Item(NamedTuple):
 
     Attributes:
         split: of the row.
+        row: of the CSV.
+        digest: of the poster.
         key: TFDS's hash of the example's key.
         num_bytes: size of the example, serialized.
-        row: of the CSV.
     """
 
     split: str
+    row: annotations_lib.Annotation
+    digest: bytes
     key: bytes
     num_bytes: int
-    row: annotations_lib.Annotation
 
 
 def build(
@@ -121,15 +127,21 @@ def build(
         items = checked.sound
         num_duplicates = pipeline | "NoDuplicates" >> beam.Create([0])
         if config.drop_duplicates:
-            groups = items | "ByPoster" >> beam.GroupByKey()
-            items = groups | "KeepFirst" >> beam.Map(_keep_first)
-            num_duplicates = groups | "CountOthers" >> beam.Map(lambda group: len(group[1]) - 1)
-        else:
-            items = items | "DropDigest" >> beam.Values()
+            first = (
+                items
+                | "ByDigest" >> beam.WithKeys(lambda item: item.digest[0])
+                | "GroupDigests" >> beam.GroupByKey()
+                | "KeepFirst" >> beam.FlatMap(_keep_first).with_outputs(_DUPLICATES, main="kept")
+            )
+            items, num_duplicates = first.kept, first[_DUPLICATES]
         num_duplicates = num_duplicates | "AllDuplicates" >> beam.CombineGlobally(sum)
 
         # Buckets tell where each example stands without sorting all of them in one place.
-        buckets = items | "ByBucket" >> beam.WithKeys(_bucket) | beam.GroupByKey()
+        buckets = (
+            items
+            | "ByBucket" >> beam.WithKeys(lambda item: (item.split, item.key[0]))
+            | "GroupBuckets" >> beam.GroupByKey()
+        )
         layouts = (
             buckets
             | "Measure" >> beam.Map(_measure)
@@ -140,7 +152,7 @@ def build(
         _ = (
             buckets
             | "FindShards" >> beam.FlatMap(_find_shards, beam.pvalue.AsSingleton(layouts))
-            | "ByShard" >> beam.GroupByKey()
+            | "GroupShards" >> beam.GroupByKey()
             | "WriteShards"
             >> beam.Map(_write_shard, beam.pvalue.AsSingleton(layouts), source.images_dir, storage)
         )
@@ -154,30 +166,47 @@ def build(
 
 
 def _read_rows(split: str, source: source_lib.PosterSource) -> Iterator:
-    for row in source.rows(split):
-        yield split, row
+    """Yields (split, some rows of it)."""
+    rows = source.rows(split)
+    for chunk in iter(lambda: list(itertools.islice(rows, _CHUNK)), []):
+        yield split, chunk
 
 
-def _check(item, images_dir: epath.Path, storage: Storage) -> Iterator:
-    """Yields (digest of the poster, `_Item`), or a fault."""
-    split, row = item
-    image = posters.read_one(row, images_dir)
-    if isinstance(image, faults.Fault):
-        yield beam.pvalue.TaggedOutput(_FAULTS, image)
-        return
-    key, example = source_lib.make_example(row, image)
-    hashed_key = hashing.Hasher(split).hash_key(key).to_bytes(_KEY_BYTES, "big")
-    num_bytes = len(storage.serialize(example))
-    yield source_lib.poster_digest(image), _Item(split, hashed_key, num_bytes, row)
+def _check(chunk, images_dir: epath.Path, storage: Storage) -> Iterator:
+    """Yields an `_Item` or a fault for each row."""
+    split, rows = chunk
+    hasher = hashing.Hasher(split)
+    for row in rows:
+        image = posters.read_one(row, images_dir)
+        if isinstance(image, faults.Fault):
+            yield beam.pvalue.TaggedOutput(_FAULTS, image)
+            continue
+        key, example = source_lib.make_example(row, image)
+        yield _Item(
+            split,
+            row,
+            source_lib.poster_digest(image),
+            hasher.hash_key(key).to_bytes(_KEY_BYTES, "big"),
+            len(storage.serialize(example)),
+        )
 
 
-def _keep_first(group) -> _Item:
-    """Keeps, of rows with the same poster, the one that the other engine meets first."""
-    return min(group[1], key=lambda item: (source_lib.SPLITS.index(item.split), item.row.line))
+def _keep_first(group) -> Iterator:
+    """Yields the rows of a bucket of digests, of those with one poster the first.
+
+    It is the one that the other engine meets first. How many others there are is yielded too.
+    """
+    kept = {}
+    num_items = 0
+    for item in group[1]:
+        num_items += 1
+        kept[item.digest] = min(item, kept.get(item.digest, item), key=_order_of_reading)
+    yield from kept.values()
+    yield beam.pvalue.TaggedOutput(_DUPLICATES, num_items - len(kept))
 
 
-def _bucket(item: _Item) -> tuple[str, int]:
-    return item.split, item.key[0]
+def _order_of_reading(item: _Item) -> tuple[int, int]:
+    return source_lib.SPLITS.index(item.split), item.row.line
 
 
 def _measure(group) -> tuple[str, int, int, int]:
