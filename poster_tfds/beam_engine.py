@@ -1,124 +1,281 @@
 """The build as an Apache Beam pipeline, for posters that one machine should not go through.
 
-It gives the same examples in each split as the engine in the builder.
+It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
+twice, to check it and by the worker that writes its shard, so that Beam moves rows and hashes
+only: no runner has to shuffle images or to hold them.
 """
 
+import bisect
+import dataclasses
+import itertools
 import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
+import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import example_serializer, hashing, utils, writer as writer_lib
+from tensorflow_datasets.core.utils import shard_utils
 
-from poster_tfds import faults, posters, source as source_lib
+from poster_tfds import annotations as annotations_lib, faults, posters, source as source_lib
 
-_OUTCOME_FILE = "outcome.json"
-_FAULTS = "faults"
+_FAULTS, _DUPLICATES = "faults", "duplicates"
+_KEY_BYTES = 16  # TFDS hashes keys with MD5.
+# Rows that a worker takes at a time: an element of its own for each would cost more memory
+# than the row.
+_CHUNK = 64
 
 
-def split_transforms(
-    source: source_lib.PosterSource, config, data_path: epath.Path
-) -> dict[str, beam.PTransform]:
-    """Returns what yields the (key, example) pairs of each split.
+@dataclasses.dataclass
+class Storage:
+    """How and where TFDS keeps a dataset's examples.
+
+    Attributes:
+        features: of an example.
+        writer: writes the file of a shard.
+        shard_config: gives the number of shards of a split.
+        templates: split -> names of its shards' files.
+    """
+
+    features: tfds.features.FeaturesDict
+    writer: writer_lib.ExampleWriter
+    shard_config: shard_utils.ShardConfig
+    templates: dict[str, tfds.core.ShardedFileTemplate]
+
+    def serialize(self, example: dict[str, Any]) -> bytes:
+        """Returns an example as TFDS stores it."""
+        serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
+        return serializer.serialize_example(self.features.encode_example(example))
+
+
+class Outcome(NamedTuple):
+    """What a pipeline has found and built.
+
+    Attributes:
+        splits: split -> its shards; none if faults stopped the build.
+        faults: of the rows and their posters.
+        num_duplicates: posters left out because their bytes came before.
+    """
+
+    splits: dict[str, tfds.core.SplitInfo]
+    faults: list[faults.Fault]
+    num_duplicates: int
+
+
+class _Layout(NamedTuple):
+    """Where the examples of a split stand, which are ordered by their hashed keys.
+
+    Attributes:
+        num_bytes: size of all examples, serialized.
+        shard_ends: for each shard, how many examples stand in it and those before it.
+        bucket_starts: first byte of a hashed key -> how many examples have a lower one.
+    """
+
+    num_bytes: int
+    shard_ends: list[int]
+    bucket_starts: dict[int, int]
+
+
+class _Item(NamedTuple):
+    """A sound row, without its poster.
+
+    Attributes:
+        split: of the row.
+        row: of the CSV.
+        digest: of the poster.
+        key: TFDS's hash of the example's key.
+        num_bytes: size of the example, serialized.
+    """
+
+    split: str
+    row: annotations_lib.Annotation
+    digest: bytes
+    key: bytes
+    num_bytes: int
+
+
+def build(
+    source: source_lib.PosterSource,
+    config,
+    storage: Storage,
+    download_config: tfds.download.DownloadConfig,
+) -> Outcome:
+    """Runs the pipeline, which checks every row and writes the shards.
 
     Args:
         source: the rows.
         config: a `PosterConfig`.
-        data_path: where the build writes; what was found wrong goes there too, for
-            `collect_outcome`.
+        storage: where the examples go.
+        download_config: gives Beam's runner and options.
     """
-    checked = _CheckedRows(source, config, data_path / _OUTCOME_FILE)
-    return {split: _Examples(split, checked, source.images_dir) for split in source.num_rows}
-
-
-def collect_outcome(data_path: epath.Path) -> tuple[list[faults.Fault], int]:
-    """Returns the faults and the number of duplicates that a finished pipeline has found."""
-    path = data_path / _OUTCOME_FILE
-    outcome = json.loads(path.read_text())
-    path.unlink()
-    return [faults.Fault(*fault) for fault in outcome[_FAULTS]], outcome["duplicates"]
-
-
-class _CheckedRows:
-    """The (split, row) pairs whose posters are sound and no duplicates.
-
-    They are made once in a pipeline, whichever split asks first.
-    """
-
-    def __init__(self, source: source_lib.PosterSource, config, outcome_path: epath.Path):
-        self._source = source
-        self._drop_duplicates = config.drop_duplicates
-        self._outcome_path = outcome_path
-        self._rows = None
-
-    def in_pipeline(self, pipeline: beam.Pipeline) -> beam.PCollection:
-        if self._rows is None:
-            self._rows = self._build(pipeline)
-        return self._rows
-
-    def _build(self, pipeline: beam.Pipeline) -> beam.PCollection:
+    outcome_path = next(iter(storage.templates.values())).data_dir / "outcome.json"
+    options = download_config.beam_options or beam.options.pipeline_options.PipelineOptions()
+    # As TFDS does: Beam takes all outputs of a transform to be of one type.
+    options.view_as(beam.options.pipeline_options.TypeOptions).pipeline_type_check = False
+    with beam.Pipeline(runner=download_config.beam_runner, options=options) as pipeline:
         checked = (
             pipeline
-            | "Splits" >> beam.Create(list(self._source.num_rows))
-            | "ReadRows" >> beam.FlatMap(_read_rows, self._source)
+            | "Splits" >> beam.Create(list(source.num_rows))
+            | "ReadRows" >> beam.FlatMap(_read_rows, source)
             | "SpreadRows" >> beam.Reshuffle()
-            | "Check" >> beam.FlatMap(_check, self._source).with_outputs(_FAULTS, main="sound")
+            | "Check"
+            >> beam.FlatMap(_check, source.images_dir, storage).with_outputs(_FAULTS, main="sound")
         )
-        rows = checked.sound
-        num_duplicates = pipeline | "NoDuplicates" >> beam.Create([0])
-        if self._drop_duplicates:
-            groups = rows | "ByPoster" >> beam.GroupByKey()
-            rows = groups | "KeepFirst" >> beam.Map(_keep_first)
-            num_duplicates = groups | "CountOthers" >> beam.Map(lambda group: len(group[1]) - 1)
-        else:
-            rows = rows | "DropDigest" >> beam.Values()
         found = checked[_FAULTS] | "AllFaults" >> beam.combiners.ToList()
+        items = checked.sound
+        num_duplicates = pipeline | "NoDuplicates" >> beam.Create([0])
+        if config.drop_duplicates:
+            first = (
+                items
+                | "ByDigest" >> beam.WithKeys(lambda item: item.digest[0])
+                | "GroupDigests" >> beam.GroupByKey()
+                | "KeepFirst" >> beam.FlatMap(_keep_first).with_outputs(_DUPLICATES, main="kept")
+            )
+            items, num_duplicates = first.kept, first[_DUPLICATES]
+        num_duplicates = num_duplicates | "AllDuplicates" >> beam.CombineGlobally(sum)
+
+        # Buckets tell where each example stands without sorting all of them in one place.
+        buckets = (
+            items
+            | "ByBucket" >> beam.WithKeys(lambda item: (item.split, item.key[0]))
+            | "GroupBuckets" >> beam.GroupByKey()
+        )
+        layouts = (
+            buckets
+            | "Measure" >> beam.Map(_measure)
+            | "AllBuckets" >> beam.combiners.ToList()
+            | "LayOut"
+            >> beam.Map(_lay_out, beam.pvalue.AsSingleton(found), config.on_error, storage)
+        )
         _ = (
-            num_duplicates
-            | "AllDuplicates" >> beam.CombineGlobally(sum)
-            | "WriteOutcome"
-            >> beam.Map(_write_outcome, beam.pvalue.AsSingleton(found), self._outcome_path)
+            buckets
+            | "FindShards" >> beam.FlatMap(_find_shards, beam.pvalue.AsSingleton(layouts))
+            | "GroupShards" >> beam.GroupByKey()
+            | "WriteShards"
+            >> beam.Map(_write_shard, beam.pvalue.AsSingleton(layouts), source.images_dir, storage)
         )
-        return rows
+        _ = layouts | "WriteOutcome" >> beam.Map(
+            _write_outcome,
+            beam.pvalue.AsSingleton(found),
+            beam.pvalue.AsSingleton(num_duplicates),
+            outcome_path,
+        )
+    return _collect_outcome(outcome_path, storage)
 
 
-class _Examples(beam.PTransform):
-    def __init__(self, split: str, checked: _CheckedRows, images_dir: epath.Path):
-        super().__init__()
-        self._split = split
-        self._checked = checked
-        self._images_dir = images_dir
+def _read_rows(split: str, source: source_lib.PosterSource) -> Iterator:
+    """Yields (split, some rows of it)."""
+    rows = source.rows(split)
+    for chunk in iter(lambda: list(itertools.islice(rows, _CHUNK)), []):
+        yield split, chunk
 
-    def expand(self, begin):
-        return (
-            self._checked.in_pipeline(begin.pipeline)
-            | beam.Filter(lambda item, split: item[0] == split, self._split)
-            | beam.Map(_load, self._images_dir)
+
+def _check(chunk, images_dir: epath.Path, storage: Storage) -> Iterator:
+    """Yields an `_Item` or a fault for each row."""
+    split, rows = chunk
+    hasher = hashing.Hasher(split)
+    for row in rows:
+        image = posters.read_one(row, images_dir)
+        if isinstance(image, faults.Fault):
+            yield beam.pvalue.TaggedOutput(_FAULTS, image)
+            continue
+        key, example = source_lib.make_example(row, image)
+        yield _Item(
+            split,
+            row,
+            source_lib.poster_digest(image),
+            hasher.hash_key(key).to_bytes(_KEY_BYTES, "big"),
+            len(storage.serialize(example)),
         )
 
 
-def _read_rows(split: str, source: source_lib.PosterSource):
-    for row in source.rows(split):
-        yield split, row
+def _keep_first(group) -> Iterator:
+    """Yields the rows of a bucket of digests, of those with one poster the first.
+
+    It is the one that the other engine meets first. How many others there are is yielded too.
+    """
+    kept = {}
+    num_items = 0
+    for item in group[1]:
+        num_items += 1
+        kept[item.digest] = min(item, kept.get(item.digest, item), key=_order_of_reading)
+    yield from kept.values()
+    yield beam.pvalue.TaggedOutput(_DUPLICATES, num_items - len(kept))
 
 
-def _check(item, source: source_lib.PosterSource):
-    """Yields (digest, (split, row)), or a fault."""
-    split, row = item
-    image = posters.read_one(row, source.images_dir)
-    if isinstance(image, faults.Fault):
-        yield beam.pvalue.TaggedOutput(_FAULTS, tuple(image))
-    else:
-        yield source_lib.poster_digest(image), (split, row)
+def _order_of_reading(item: _Item) -> tuple[int, int]:
+    return source_lib.SPLITS.index(item.split), item.row.line
 
 
-def _keep_first(group):
-    """Keeps, of rows with the same poster, the one that the other engine meets first."""
-    return min(group[1], key=lambda item: (source_lib.SPLITS.index(item[0]), item[1].line))
+def _measure(group) -> tuple[str, int, int, int]:
+    """Returns split and number of a bucket, its examples and their bytes."""
+    (split, bucket), items = group
+    sizes = [item.num_bytes for item in items]
+    return split, bucket, len(sizes), sum(sizes)
 
 
-def _load(item, images_dir: epath.Path):
-    row = item[1]
-    return source_lib.make_example(row, posters.poster_path(images_dir, row.poster_id).read_bytes())
+def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layout]:
+    layouts = {}
+    if found and on_error == "fail":
+        return layouts
+    for split in storage.templates:
+        num_examples = num_bytes = 0
+        starts = {}
+        for _, bucket, count, size in sorted(b for b in buckets if b[0] == split):
+            starts[bucket] = num_examples
+            num_examples += count
+            num_bytes += size
+        if num_examples:
+            num_shards = storage.shard_config.get_number_shards(num_bytes, num_examples)
+            ends = shard_utils.get_shard_boundaries(num_examples, num_shards)
+            layouts[split] = _Layout(num_bytes, list(ends), starts)
+    return layouts
 
 
-def _write_outcome(num_duplicates: int, found, path: epath.Path) -> None:
-    path.write_text(json.dumps({_FAULTS: found, "duplicates": num_duplicates}))
+def _find_shards(group, layouts: dict[str, _Layout]) -> Iterator:
+    """Yields ((split, number of the shard), `_Item`) for the rows of a bucket."""
+    (split, bucket), items = group
+    if split not in layouts:
+        return
+    layout = layouts[split]
+    for rank, item in enumerate(sorted(items, key=_key), layout.bucket_starts[bucket]):
+        yield (split, bisect.bisect_right(layout.shard_ends, rank)), item
+
+
+def _write_shard(
+    group, layouts: dict[str, _Layout], images_dir: epath.Path, storage: Storage
+) -> None:
+    (split, shard), items = group
+
+    def examples():
+        for item in sorted(items, key=_key):
+            image = posters.poster_path(images_dir, item.row.poster_id).read_bytes()
+            _, example = source_lib.make_example(item.row, image)
+            yield int.from_bytes(item.key, "big"), storage.serialize(example)
+
+    path = storage.templates[split].sharded_filepath(
+        shard_index=shard, num_shards=len(layouts[split].shard_ends)
+    )
+    # A runner may try a shard again, or twice at a time.
+    with utils.incomplete_files(path) as temporary_path:
+        storage.writer.write(temporary_path, examples())
+
+
+def _key(item: _Item) -> bytes:
+    return item.key
+
+
+def _write_outcome(layouts, found, num_duplicates: int, path: epath.Path) -> None:
+    path.write_text(json.dumps([layouts, found, num_duplicates]))
+
+
+def _collect_outcome(path: epath.Path, storage: Storage) -> Outcome:
+    layouts, found, num_duplicates = json.loads(path.read_text())
+    path.unlink()
+    splits = {}
+    for split, (num_bytes, shard_ends, _) in layouts.items():
+        lengths = np.diff(shard_ends, prepend=0).tolist()
+        splits[split] = tfds.core.SplitInfo(split, lengths, num_bytes, storage.templates[split])
+    return Outcome(splits, [faults.Fault(*fault) for fault in found], num_duplicates)

@@ -51,7 +51,7 @@ def draw_plots(builder: tfds.core.DatasetBuilder, splits) -> dict[str, bytes]:
         axes.set_yticks(range(len(names)), [names[i] for i in order])
         axes.invert_yaxis()
         axes.set_xlabel("posters")
-        axes.legend()
+        axes.legend(loc="lower right")
 
     def labels_per_poster(axes):
         for name, split in splits.items():
@@ -60,6 +60,7 @@ def draw_plots(builder: tfds.core.DatasetBuilder, splits) -> dict[str, bytes]:
             axes.plot(numbers, shares, marker="o", label=name)
         axes.set_xlabel("genres of a poster")
         axes.set_ylabel("share of the split")
+        axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
@@ -77,7 +78,7 @@ def draw_plots(builder: tfds.core.DatasetBuilder, splits) -> dict[str, bytes]:
             axes.scatter(*split.sizes.T, s=4, alpha=0.4, label=name)
         axes.set_xlabel("width, pixels")
         axes.set_ylabel("height, pixels")
-        axes.legend()
+        axes.legend(markerscale=4)
 
     height = max(3.0, 0.28 * len(names))
     return {

@@ -6,8 +6,10 @@ import io
 import itertools
 from collections.abc import Iterator
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import directory_lock, faults, posters, source as source_lib, synthetic
@@ -126,14 +128,7 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
         self._num_duplicates = 0
-        self._with_beam = bool(download_config.beam_options or download_config.beam_runner)
         super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
-        if self._with_beam:
-            from poster_tfds import beam_engine
-
-            self._rejected, self._num_duplicates = beam_engine.collect_outcome(self.data_path)
-            if self._rejected and self.builder_config.on_error == "fail":
-                raise faults.PosterDataError(self._source.csv_path, self._rejected)
         self.info.metadata.update(
             rejected=len(self._rejected),
             duplicates=self._num_duplicates + self._source.num_repeated,
@@ -141,16 +136,36 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        directory = self._source_dir(dl_manager)
-        if not (directory / "train.csv").exists():
-            raise ValueError(f"No {directory / 'train.csv'}.\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-        self._source = source_lib.PosterSource(directory, self.builder_config)
-        self.info.features["genres"].feature.names = self._source.genres
-        if self._with_beam:
-            from poster_tfds import beam_engine  # Slow to import, and seldom wanted.
+    def _generate_splits(self, dl_manager, download_config):
+        if not (download_config.beam_options or download_config.beam_runner):
+            return super()._generate_splits(dl_manager, download_config)
+        from poster_tfds import beam_engine  # Slow to import, and seldom wanted.
 
-            return beam_engine.split_transforms(self._source, self.builder_config, self.data_path)
+        self._open_source(dl_manager)
+        outcome = beam_engine.build(
+            self._source,
+            self.builder_config,
+            beam_engine.Storage(
+                self.info.features,
+                self._example_writer(),
+                download_config.get_shard_config(),
+                {split: self._get_filename_template(split) for split in self._source.num_rows},
+            ),
+            download_config,
+        )
+        if outcome.faults and self.builder_config.on_error == "fail":
+            raise faults.PosterDataError(self._source.csv_path, outcome.faults)
+        self._rejected, self._num_duplicates = outcome.faults, outcome.num_duplicates
+        for split in self._source.num_rows:
+            if split not in outcome.splits:
+                raise self._empty_split(split)
+        return list(outcome.splits.values())
+
+    def _example_writer(self):
+        return _DeterministicWriter(self.info.file_format)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        self._open_source(dl_manager)
         seen = set()
         return {
             split: _Sized(self._generate_examples(split, seen), num_rows)
@@ -185,7 +200,17 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             empty = False
             yield source_lib.make_example(row, image)
         if empty:
-            raise ValueError(f"No poster is left for split {split!r} of {source.csv_path}.")
+            raise self._empty_split(split)
+
+    def _empty_split(self, split: str) -> ValueError:
+        return ValueError(f"No poster is left for split {split!r} of {self._source.csv_path}.")
+
+    def _open_source(self, dl_manager) -> None:
+        directory = self._source_dir(dl_manager)
+        if not (directory / "train.csv").exists():
+            raise ValueError(f"No {directory / 'train.csv'}.\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        self._source = source_lib.PosterSource(directory, self.builder_config)
+        self.info.features["genres"].feature.names = self._source.genres
 
     def _source_dir(self, dl_manager) -> epath.Path:
         if not self.builder_config.num_synthetic:
@@ -193,6 +218,23 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         directory = dl_manager.download_dir / f"poster_tfds_{self.builder_config.name}"
         synthetic.ensure_posters(directory, self.builder_config.num_synthetic)
         return directory
+
+
+class _DeterministicWriter(writer_lib.ExampleWriter):
+    """Writes examples whose bytes are the same whichever process serialized them.
+
+    The features of a `tf.train.Example` are a map, which protobuf otherwise writes in an
+    order that differs between processes.
+    """
+
+    def write(self, path, examples):
+        return super().write(
+            path,
+            (
+                (key, tf.train.Example.FromString(example).SerializeToString(deterministic=True))
+                for key, example in examples
+            ),
+        )
 
 
 class _Sized:

@@ -3,6 +3,7 @@
 import ast
 import collections
 import csv
+import hashlib
 import json
 import re
 import sys
@@ -44,6 +45,13 @@ def read_split(name, split, data_dir):
     ]
 
 
+def sha256_of_files(directory):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.iterdir())
+    }
+
+
 def assert_splits_are_the_reference(name, data_dir, posters):
     rows = read_csv(posters / "train.csv")
     train, test = sklearn.model_selection.train_test_split(rows, random_state=0, test_size=0.15)
@@ -62,6 +70,16 @@ def test_synthetic_splits_hold_every_row_and_every_byte(data_dir, synthetic_post
 def test_genres_keep_the_order_of_the_columns(data_dir):
     info = tfds.builder("poster_tfds/synthetic", data_dir=data_dir).info
     assert info.features["genres"].feature.names == list(synthetic.GENRES)
+
+
+def test_builds_in_two_processes_give_byte_identical_files(data_dir, tmp_path):
+    conftest.build(None, tmp_path, "synthetic")
+    first, second = (
+        sha256_of_files(directory / "poster_tfds/synthetic/1.0.0")
+        for directory in (data_dir, tmp_path)
+    )
+    assert len(first) > 32
+    assert first == second
 
 
 def test_the_real_posters_give_the_reference_split(real_posters, tmp_path):

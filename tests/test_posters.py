@@ -1,9 +1,12 @@
 """Which images are posters: accepted and right, or refused by name."""
 
 import base64
+import contextlib
 import io
 import os
+import pathlib
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -39,6 +42,7 @@ def rotated(orientation):
     return make_jpeg(60, 80, exif=exif)
 
 
+NOBODY = 65534
 JPEG = make_jpeg(60, 80)
 # A colour ramp of 24x16, made by `jpegtran -arithmetic`; Pillow cannot write such a file.
 ARITHMETIC = base64.b64decode(
@@ -140,10 +144,31 @@ def test_what_cannot_be_read_is_named_with_its_line(path_maker, reason, tmp_path
     assert reason in fault.reason
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file: NOT TESTED")
-def test_a_poster_without_permission_is_named(tmp_path):
-    fault = read(lambda path: (path.write_bytes(JPEG), path.chmod(0)), tmp_path)
-    assert "Permission denied" in fault.reason
+@contextlib.contextmanager
+def as_nobody():
+    """Root may read every file: as root, becomes a user who may not."""
+    user = os.geteuid()
+    os.seteuid(NOBODY if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_poster_without_permission_is_named():
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is closed to other users.
+        images_dir = pathlib.Path(directory)
+        images_dir.chmod(0o755)
+        rows = [annotations.Annotation(line, name, ()) for line, name in ((2, "a"), (3, "b"))]
+        for row in rows:
+            (images_dir / f"{row.poster_id}.jpg").write_bytes(JPEG)
+        (images_dir / "b.jpg").chmod(0)
+        with as_nobody():
+            checked = list(posters.read_checked(rows, images_dir))
+    (_, image), (_, fault) = checked
+    assert image == JPEG
+    assert (fault.line, fault.poster_id) == (3, "b")
+    assert "b.jpg: Permission denied" in fault.reason
 
 
 def test_reading_many_says_of_each_what_reading_one_says(tmp_path):

@@ -55,6 +55,16 @@ def test_a_poster_keeps_its_split_when_rows_are_added_and_moved(posters):
         assert poster_ids == {i for i in after[split] if i.startswith("synthetic")}
 
 
+@pytest.mark.parametrize(
+    ("num_megabytes", "num_examples", "num_shards"),
+    [(1, 5, 5), (1, 600, 16), (2048, 60_000, 16), (2049, 60_000, 17), (320_000, 10**7, 2500)],
+)
+def test_the_number_of_shards_follows_the_size(num_megabytes, num_examples, num_shards):
+    """At least 16 where there are as many examples, and none over 128 MB."""
+    shard_config = poster_tfds_dataset_builder._ShardConfig()
+    assert shard_config.get_number_shards(num_megabytes << 20, num_examples) == num_shards
+
+
 @pytest.mark.parametrize("split", ["reference", "hashed"])
 def test_the_number_of_rows_is_known_before_they_are_read(split, posters):
     opened = open_source(posters, split=split)
