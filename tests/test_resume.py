@@ -91,7 +91,9 @@ def wait_for(condition, process, seconds=60):
     """Waits until something is so; returns whether the process still runs then."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this did not happen in time"
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError("this did not happen in time\n" + "".join(process.communicate()))
         if process.poll() is not None:
             return False
     return process.poll() is None
