@@ -31,7 +31,7 @@ def start_workers(count, data_dir, run_dir, *flags, **kwargs):
     """Starts workers on loopback; returns them and a function that starts one again."""
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(count)]}
 
-    def start_worker(index):
+    def start_worker(index, run_dir=run_dir):
         task = {"type": "worker", "index": index}
         tf_config = json.dumps({"cluster": cluster, "task": task})
         return start(data_dir, run_dir, *flags, TF_CONFIG=tf_config, **kwargs)
@@ -108,11 +108,18 @@ def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp
 
 
 def test_a_signal_to_one_worker_stops_all_with_a_checkpoint(data_dir, tmp_path):
-    workers, _ = start_workers(2, data_dir, tmp_path, "--epochs=1000")
-    assert wait_for(lambda: steps(tmp_path), workers[1])
+    """Which all of them must see to go on."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    workers, start_worker = start_workers(2, data_dir, shared, "--epochs=1000")
+    assert wait_for(lambda: steps(shared), workers[1])
     workers[1].terminate()
-    for worker in workers:
-        assert f"Stopped after step {steps(tmp_path)[-1]} of" in finish(worker)
+    printed = [finish(worker) for worker in workers]
+    (step,) = steps(shared)[-1:]
+    assert all(f"Stopped after step {step} of" in text for text in printed)
+    workers = [start_worker(0), start_worker(1, own)]
+    for worker, found in zip(workers, (step, 0), strict=True):
+        printed = finish(worker, returncode=1)
+        assert f"checkpoints of different steps, 0 and {step} (this one: {found})" in printed
 
 
 def test_a_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
@@ -141,3 +148,5 @@ def test_a_tpu_that_is_not_there_is_named(data_dir, tmp_path):
     printed = finish(start(data_dir, tmp_path, "--strategy=tpu", "--tpu=local"), returncode=1)
     assert "--strategy=tpu: no TPU answers at --tpu='local'" in printed
     assert "Traceback" not in printed
+    with pytest.raises(config.UsageError, match="--tpu=grpc://localhost:1: no server answers"):
+        runtime.create_strategy("tpu", "grpc://localhost:1")

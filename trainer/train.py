@@ -78,6 +78,7 @@ def train_and_evaluate(
             run.checkpoints, model, optimizer, config.keep_checkpoints, chief
         )
         state = checkpoints.restore()
+        runtime.check_same_step(strategy, state.step)
         optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
         print(
             f"{config.model}, {model.count_params():,} parameters, {precision}\n"
@@ -289,7 +290,8 @@ class _Loop:
     def _save(self) -> None:
         labels, logits = self._all_answers()
         self._checkpoints.save(self._step, labels, logits)
-        self._checkpoints.prune(self._run.best_step())
+        if self._chief:
+            self._checkpoints.prune(self._run.best_step())
         self._last_save = time.monotonic()
 
     def _evaluate(self) -> None:
