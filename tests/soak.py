@@ -25,7 +25,6 @@ _FLAGS = (
     "--checkpoint_every_steps=5",
     "--keep_checkpoints=3",
 )
-_PATIENCE = 600  # Seconds for a start and a few steps, whatever else the machine does.
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -77,9 +76,7 @@ def main() -> None:
 def strike(process, run_dir: pathlib.Path, rng: random.Random, unsaved: list[float]) -> bool:
     """Lets a run come further and ends it; returns whether it had not ended by itself."""
     before = test_resume.steps(run_dir)[-1:]
-    if not test_resume.wait_for(
-        lambda: test_resume.steps(run_dir)[-1:] > before, process, _PATIENCE
-    ):
+    if not test_resume.wait_for(lambda: test_resume.steps(run_dir)[-1:] > before, process):
         return False
     time.sleep(rng.uniform(0, 2))
     if process.poll() is not None:

@@ -88,7 +88,7 @@ def whole(data_dir, tmp_path_factory):
     return run_dir
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     """Waits until something is so; returns whether the process still runs then."""
     end = time.monotonic() + seconds
     while not condition():
