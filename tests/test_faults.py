@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests import conftest
 from tests.test_resume import finish, start, state, steps, wait_for
-from trainer import datasets, input_pipeline
+from trainer import config, datasets, input_pipeline, run_directory
 
 
 def refused(process, *expected):
@@ -102,13 +102,26 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
     refused(start(data_dir, tmp_path, *flags), *difference, "--override goes on")
     finish(start(data_dir, tmp_path, *flags, "--override"))
     assert steps(tmp_path)[-1] == 2
-    config = json.loads((tmp_path / "config.json").read_text())["config"]
-    assert config["learning_rate"] == 0.01
+    settings = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert settings["learning_rate"] == 0.01
     refused(
         start(data_dir, tmp_path, *flags, "--image_size=64", "--override"),
         "--image_size: 48 then, 64 now",
         "do not fit",
     )
+
+
+def test_a_setting_that_came_later_counts_as_its_default(tmp_path):
+    """An earlier version's `config.json` lacks it."""
+    run = run_directory.RunDirectory(tmp_path)
+    run.write_config(config.Config())
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["augment"]
+    path.write_text(json.dumps(content))
+    run.check_continues(config.Config(), resume=True, override=False)
+    with pytest.raises(config.UsageError, match="--augment: '' then, 'flip' now"):
+        run.check_continues(config.Config(augment="flip"), resume=True, override=False)
 
 
 def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tests import test_preprocessing
+from tests import conftest, test_preprocessing
 from trainer import config, datasets, input_pipeline, runtime
 
 SIZE = 48
@@ -120,6 +120,51 @@ def test_an_evaluation_pass_counts_each_poster_once(builder, cached):
         np.testing.assert_array_equal(weight, [1] * NUM_TEST + [0] * (3 * BATCH - NUM_TEST))
     for a, b in zip(passes[:3], passes[3:], strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory):
+    """A dataset of 40 posters in one shard a split."""
+    settings = {"name": "one_shard", "num_synthetic": 40, "validation_fraction": 0}
+    directory = tmp_path_factory.mktemp("one_shard")
+    builder = conftest.build(directory, directory, settings, num_shards=1)
+    assert {split.num_shards for split in builder.info.splits.values()} == {1}
+    return builder
+
+
+def joined(workers, step, replicas):
+    """A global batch, of the parts that each worker's replicas are given one after the other."""
+    parts = [batch for worker in workers for batch in worker[step * replicas :][:replicas]]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize(("workers", "replicas"), [(3, 1), (2, 2), (1, 4)])
+def test_workers_together_see_what_one_device_would(one_shard, workers, replicas):
+    """From one shard; of an epoch's last batch one replica has few posters, others none."""
+    settings = {"image_size": SIZE, "batch_size": 24}
+    orders = {
+        "train": {"cache": "decoded", "shuffle_buffer": 40, "seed": 0},
+        "test": {"cached": True},
+    }
+    for split, order in orders.items():
+        create = {"train": input_pipeline.train_dataset, "test": input_pipeline.eval_dataset}[split]
+
+        def batches(count, create=create, split=split, order=order, **context):
+            dataset = create(one_shard, split, **settings, **order, **context)
+            return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+        size = datasets.num_examples(one_shard, split)
+        steps = 2 * -(-size // 24)  # Of two epochs.
+        contexts = [
+            tf.distribute.InputContext(workers, index, workers * replicas)
+            for index in range(workers)
+        ]
+        parts = [batches(steps * replicas, context=context) for context in contexts]
+        sizes = {len(part["genres"]) for worker in parts for part in worker}
+        assert (0 in sizes) == (split == "train")  # Evaluation fills up.
+        for step, expected in enumerate(batches(steps)):
+            found = joined(parts, step, replicas)
+            tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 
 
 def test_base_rates_are_the_genres_shares(builder, expected_train):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -91,13 +92,16 @@ def whole(data_dir, tmp_path_factory):
     return run_dir
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=300):
     """Waits until something is so; returns whether the process still runs then."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this did not happen in time"
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError("this did not happen in time\n" + "".join(process.communicate()))
         if process.poll() is not None:
             return False
+        time.sleep(0.002)  # The process needs the cores.
     return process.poll() is None
 
 
@@ -168,6 +172,24 @@ def test_a_damaged_checkpoint_is_passed_over(data_dir, tmp_path, whole):
     assert "WARNING: the checkpoint" in printed and "00000020 is damaged" in printed
     assert "Going on after step 18 of 32" in printed
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "halved", "cut by a byte", "emptied", "gone"])
+@pytest.mark.parametrize("file", ["state.index", "state.data-00000-of-00001"])
+def test_the_newest_checkpoint_that_is_whole_is_found(tmp_path, whole, kind, file):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", directory)
+    assert checkpoints.find(directory).name == "00000032"
+    path = directory / "00000032" / file
+    content = path.read_bytes()
+    if kind == "flipped":
+        damage(path)
+    elif kind == "gone":
+        path.unlink()
+    else:
+        kept = {"halved": len(content) // 2, "cut by a byte": len(content) - 1, "emptied": 0}
+        path.write_bytes(content[: kept[kind]])
+    assert checkpoints.find(directory).name == "00000030"
 
 
 def test_where_no_checkpoint_can_be_read_the_run_is_refused(data_dir, tmp_path):

@@ -5,7 +5,6 @@
 A checkpoint is written under another name and renamed, so it is there or it is not.
 """
 
-import atexit
 import os
 import pathlib
 import shutil
@@ -22,6 +21,8 @@ from trainer import config as config_lib, models, run_directory
 
 _PREFIX = "state"
 _INCOMPLETE = ".incomplete-"
+# A data file that is cut off gives an IndexError.
+_READ_ERRORS = (OSError, tf.errors.OpError, RuntimeError, ValueError, IndexError)
 
 
 class State(NamedTuple):
@@ -50,7 +51,7 @@ class Checkpoints:
         chief: bool = True,
         average: keras.Model | None = None,
     ):
-        """Watches `directory`; workers other than the chief save where nobody looks.
+        """Watches `directory`, to which the chief alone writes.
 
         All workers must save together, since synchronised variables are read by all.
 
@@ -64,10 +65,7 @@ class Checkpoints:
         """
         self._directory = directory
         self._num_kept = num_kept
-        self._target = directory
-        if not chief:
-            self._target = pathlib.Path(tempfile.mkdtemp(prefix="worker-checkpoints-"))
-            atexit.register(shutil.rmtree, self._target, ignore_errors=True)
+        self._chief = chief
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         num_genres = model.output_shape[-1]
         self._labels, self._logits = (
@@ -110,21 +108,25 @@ class Checkpoints:
         self._step.assign(step)
         self._labels.assign(labels)
         self._logits.assign(logits)
-        incomplete = self._target / f"{_INCOMPLETE}{step:08}"
+        if not self._chief:
+            with tempfile.TemporaryDirectory(prefix="worker-checkpoint-") as unread:
+                self._checkpoint.write(os.path.join(unread, _PREFIX))
+            return
+        incomplete = self._directory / f"{_INCOMPLETE}{step:08}"
         try:
             shutil.rmtree(incomplete, ignore_errors=True)
             incomplete.mkdir(parents=True)
             self._checkpoint.write(str(incomplete / _PREFIX))
             # One that stands there already is damaged, or comes after one that was gone back to.
-            for path in _complete(self._target):
+            for path in _complete(self._directory):
                 if int(path.name) >= step:
                     shutil.rmtree(path)
-            incomplete.replace(self._target / f"{step:08}")
+            incomplete.replace(self._directory / f"{step:08}")
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(incomplete, ignore_errors=True)
             earlier = find(self._directory)
             raise config_lib.UsageError(
-                f"The checkpoint of step {step} could not be written to {self._target}: "
+                f"The checkpoint of step {step} could not be written to {self._directory}: "
                 f"{_first_line(error)}\n"
                 + (f"That of step {int(earlier.name)} is intact. " if earlier else "")
                 + "Make room, and give the same command again to go on."
@@ -132,13 +134,13 @@ class Checkpoints:
 
     def prune(self, best_step: int | None) -> None:
         """Removes all but the newest checkpoints and the best."""
-        for path in _complete(self._target)[: -self._num_kept]:
+        for path in _complete(self._directory)[: -self._num_kept]:
             if int(path.name) != best_step:
                 shutil.rmtree(path)
 
     def remove_leftovers(self) -> None:
         """Removes what a killed run was about to write."""
-        for path in self._target.glob(_INCOMPLETE + "*"):
+        for path in self._directory.glob(_INCOMPLETE + "*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -161,7 +163,7 @@ def find(directory: pathlib.Path, best_step: int | None = None) -> pathlib.Path 
     for path in reversed(paths):
         try:
             _read_all(path)
-        except (OSError, tf.errors.OpError, RuntimeError, ValueError) as error:
+        except _READ_ERRORS as error:
             damaged.append(path)
             print(
                 f"WARNING: the checkpoint {path} is damaged ({_first_line(error)}); "

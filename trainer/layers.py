@@ -4,7 +4,8 @@ Variables, checkpoints and results are those of the Keras classes; the floating-
 operations come in another order.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,21 @@ from trainer import runtime
 
 # With fewer, as the three colours, the products are too narrow to be faster.
 _FEWEST_CHANNELS = 16
+_statistics_weight = contextvars.ContextVar("statistics_weight", default=1.0)
+
+
+@contextlib.contextmanager
+def statistics_weighted(weight: tf.Tensor):
+    """Weighs this replica's part of the batch in batch normalization over several replicas.
+
+    Args:
+        weight: float32 scalar; 0 leaves the part out.
+    """
+    token = _statistics_weight.set(weight)
+    try:
+        yield
+    finally:
+        _statistics_weight.reset(token)
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -62,21 +78,29 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def _normalize_together(self, inputs: tf.Tensor) -> tf.Tensor:
         """Normalizes [N, ..., C] with the statistics of all replicas' parts of the batch.
 
-        One sum over the replicas gives count, mean and variance. Deviations are from the
-        moving mean, which all replicas share, since squares of large values cancel badly.
+        Each replica's mean and squared deviations from it are combined as by Chan, Golub and
+        LeVeque (1979): nothing large is squared, so nothing cancels.
         """
         axes = list(range(len(inputs.shape) - 1))
-        shift = tf.convert_to_tensor(self.moving_mean)
-        deviations = tf.cast(inputs, shift.dtype) - shift
-        sums = tf.stack([tf.reduce_sum(deviations, axes), tf.reduce_sum(deviations**2, axes)])
-        count = tf.cast(tf.size(inputs[..., 0]), shift.dtype)
+        exact = tf.cast(inputs, self.moving_mean.dtype)
+        mean = tf.reduce_mean(exact, axes)
+        squares = tf.reduce_sum((exact - mean) ** 2, axes)
+        weight = tf.cast(_statistics_weight.get(), exact.dtype)
+        count = tf.fill(tf.shape(mean), tf.cast(tf.size(inputs[..., 0]), exact.dtype))
         context = tf.distribute.get_replica_context()
-        sums, count = context.all_reduce(tf.distribute.ReduceOp.SUM, [sums, count])
-        mean, square = tf.unstack(sums / count)
-        variance = square - mean**2
-        self._record(mean + shift, variance)
+        # Added up, what stands in one row for each replica is gathered.
+        row = tf.one_hot(
+            context.replica_id_in_sync_group, context.num_replicas_in_sync, dtype=exact.dtype
+        )
+        statistics = row[:, None, None] * tf.stack([weight * count, mean, weight * squares])
+        statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, statistics)
+        counts, means, squares = tf.unstack(statistics, axis=1)
+        total = tf.reduce_sum(counts, 0)
+        mean = tf.reduce_sum(counts * means, 0) / total
+        variance = tf.reduce_sum(squares + counts * (means - mean) ** 2, 0) / total
+        self._record(mean, variance)
         outputs = tf.nn.batch_normalization(
-            deviations, mean, variance, self.beta, self.gamma, self.epsilon
+            exact, mean, variance, self.beta, self.gamma, self.epsilon
         )
         return tf.cast(outputs, self.compute_dtype)
 
@@ -127,13 +151,9 @@ class Conv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs, kernel):
         """Convolves; the gradient of the filters is by matrix products if need be."""
-
-        def convolve():
-            if not self._has_slow_filter_gradient():
-                return super(Conv2D, self).convolution_op(inputs, kernel)
-            return _convolve(inputs, tf.convert_to_tensor(kernel))
-
-        return _unless_empty(convolve, inputs, self.compute_output_shape(inputs.shape))
+        if not self._has_slow_filter_gradient():
+            return super().convolution_op(inputs, kernel)
+        return _convolve(inputs, tf.convert_to_tensor(kernel))
 
     def _has_slow_filter_gradient(self) -> bool:
         return (
@@ -223,30 +243,12 @@ class ConvBatchNorm(keras.layers.Layer):
     def _filter(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         kernel = tf.cast(kernel, self.compute_dtype)
         strides = [1, self.strides, self.strides, 1]
-
-        def convolve():
-            if self.filters:
-                return tf.nn.conv2d(inputs, kernel, strides, "SAME")
-            return tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
-
-        return _unless_empty(convolve, inputs, self.compute_output_shape(inputs.shape))
+        convolve = tf.nn.conv2d if self.filters else tf.nn.depthwise_conv2d
+        return convolve(inputs, kernel, strides, "SAME")
 
 
 def _num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _unless_empty(convolve: Callable[[], tf.Tensor], inputs: tf.Tensor, shape) -> tf.Tensor:
-    """Returns a convolution's result, of `shape`, also for a batch without examples.
-
-    A replica's part of the last batch may be empty, which oneDNN gets wrong: it answers
-    with as many channels as went in.
-    """
-    if _num_replicas() == 1:
-        return convolve()
-    empty = tf.zeros([0, *shape[1:]], inputs.dtype)
-    outputs = tf.cond(tf.shape(inputs)[0] > 0, convolve, lambda: empty)
-    return tf.ensure_shape(outputs, shape)
 
 
 @tf.custom_gradient

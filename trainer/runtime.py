@@ -121,17 +121,40 @@ def make_vote(strategy: tf.distribute.Strategy) -> Callable[..., tuple[bool, ...
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return lambda *opinions: opinions
-
-    @tf.function
-    def gather(opinions):
-        of_replicas = strategy.run(lambda opinions: opinions[None], args=(opinions,))
-        return strategy.gather(of_replicas, axis=0)
+    gather = _make_gather(strategy)
 
     def vote(*opinions):
-        votes = gather(tf.constant(opinions, tf.float32)).numpy()  # Booleans cannot be gathered.
-        return tuple(bool(of_all.any()) for of_all in votes.T)
+        return tuple(bool(of_all.any()) for of_all in gather(opinions).T)
 
     return vote
+
+
+def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
+    """Checks that all workers go on from the same step, which all of them must call.
+
+    Raises:
+        config.UsageError: they do not.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    steps = sorted({int(of_worker) for of_worker in _make_gather(strategy)([step])[:, 0]})
+    if len(steps) > 1:
+        raise config.UsageError(
+            f"The workers found checkpoints of different steps, {' and '.join(map(str, steps))} "
+            f"(this one: {step}). --run_dir must be on storage that all of them reach; if it is, "
+            "start all of them again."
+        )
+
+
+def _make_gather(strategy: tf.distribute.Strategy):
+    """Returns a function of N whole numbers that gives those of all replicas, [replicas, N]."""
+
+    @tf.function
+    def gather(numbers):
+        of_replicas = strategy.run(lambda numbers: numbers[None], args=(numbers,))
+        return strategy.gather(of_replicas, axis=0)
+
+    return lambda numbers: gather(tf.constant(numbers, tf.int64)).numpy()
 
 
 @contextlib.contextmanager
@@ -198,6 +221,9 @@ def _has_cluster() -> bool:
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
+    if tpu.startswith("grpc://"):
+        for address in tpu.split(","):
+            check_reachable("--tpu", address)
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         tf.config.experimental_connect_to_cluster(resolver)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib
+from trainer import config as config_lib, layers
 
 _NOT_DECAYED = ["bias", "gamma", "beta"]
 
@@ -101,7 +101,7 @@ def make_train_step(
         local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
         global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
         with tf.GradientTape() as tape:
-            logits = tf.cast(model(batch["image"], training=True), tf.float32)
+            logits = tf.cast(_predict(model, batch["image"]), tf.float32)
             mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
             scaled_loss = optimizer.scale_loss(mean_loss)
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
@@ -198,6 +198,22 @@ def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray
     }
     real = joined["weight"] > 0
     return joined["labels"][real], joined["logits"][real]
+
+
+def _predict(model, images: tf.Tensor) -> tf.Tensor:
+    """Returns what a model answers in training to a replica's part of a batch.
+
+    Several replicas may have more of them than the last batch of an epoch has posters. One
+    without any looks at a black poster that counts nowhere: oneDNN's kernels do not bear an
+    empty batch.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return model(images, training=True)
+    size = tf.shape(images)[0]
+    missing = tf.maximum(1 - size, 0)
+    images = tf.pad(images, [[0, missing], *[[0, 0]] * (images.shape.rank - 1)])
+    with layers.statistics_weighted(tf.cast(1 - missing, tf.float32)):
+        return model(images, training=True)[:size]
 
 
 def _agree_on_overflow(gradients: list[tf.Tensor], context) -> list[tf.Tensor]:

@@ -83,6 +83,7 @@ def train_and_evaluate(
         state = checkpoints.restore()
         if not state.step:
             _begin(config, model, average, data.genres)
+        runtime.check_same_step(strategy, state.step)
         if config.learning_rate_schedule == "constant":
             optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
         print(
@@ -292,7 +293,8 @@ class _Loop:
     def _save(self) -> None:
         labels, logits = self._all_answers()
         self._checkpoints.save(self._step, labels, logits)
-        self._checkpoints.prune(self._run.best_step())
+        if self._chief:
+            self._checkpoints.prune(self._run.best_step())
         self._last_save = time.monotonic()
 
     def _evaluate(self) -> None:
