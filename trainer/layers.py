@@ -168,11 +168,9 @@ class Conv2D(keras.layers.Conv2D):
 class ConvBatchNorm(keras.layers.Layer):
     """A convolution, batch normalization and an activation, "same"-padded and without bias.
 
-    Where the batch's own statistics are not asked for (evaluation, serving, and training
-    with frozen statistics) the normalization is folded into the filters, which leaves one
-    kernel to run: EfficientNet-Lite0 is then three times as fast on a CPU.
-
-    To freeze the statistics, with scale and offset, set `normalization.trainable = False`.
+    Where the batch's own statistics are not asked for (evaluation, serving, frozen layers,
+    pretrained backbones) the normalization is folded into the filters, which leaves one
+    kernel to run.
     """
 
     def __init__(
