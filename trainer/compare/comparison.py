@@ -178,12 +178,15 @@ def draw(groups: Sequence[Sequence[Run]]) -> bytes:
 def _label(axes, ends: list[tuple[Sequence[float], str, str]]) -> None:
     """Writes what the curves are beside the axes, as high as they end, without overlap."""
     low, high = axes.get_ylim()
-    room = (high - low) / 16
-    height = -np.inf
+    line_height = (high - low) / 36
+    top = -np.inf
     for (x, y), text, color in sorted(ends, key=lambda end: end[0][1]):
-        height = max(y, height + room)
+        lines = textwrap.wrap(text, 48, break_on_hyphens=False)
+        half = (len(lines) / 2 + 0.25) * line_height
+        height = max(y, top + half)
+        top = height + half
         axes.annotate(
-            textwrap.fill(text, 48, break_on_hyphens=False),
+            "\n".join(lines),
             xy=(x, y),
             xytext=(1.02, height),
             textcoords=("axes fraction", "data"),

@@ -209,10 +209,11 @@ def _galleries(evaluated: evaluated_lib.Evaluated) -> list[str]:
     losses = analysis.poster_losses(labels, logits)
     by_loss = np.argsort(-losses, kind="stable")
     note = (
-        "Under each poster its genres, then the three most probable, those that are right in bold"
+        "The loss of each poster, in italics its genres, then the three most probable, in bold those "
+        "that are right."
     )
     chosen = [
-        ("Largest losses", f"{note}, and its loss.", by_loss[:_NUM_WORST]),
+        ("Largest losses", note, by_loss[:_NUM_WORST]),
         ("Smallest losses", "", by_loss[::-1][:_NUM_BEST]),
     ]
     for genre in np.argsort(-labels.sum(axis=0), kind="stable")[:_NUM_COMMON_GENRES]:
@@ -238,7 +239,7 @@ def _captions(
         lines = [f"{html.escape(evaluated.poster_ids[i])}, loss {losses[i]:.3f}"]
         if evaluated.leaked[i]:
             lines.append("stands in the train split too")
-        lines.append(html.escape(", ".join(its_own) or "no genre"))
+        lines.append(f"<i>{html.escape(', '.join(its_own) or 'no genre')}</i>")
         for genre, score in analysis.top_genres(evaluated.logits[i]):
             line = f"{html.escape(genres[genre])} {score:.2f}"
             lines.append(f"<b>{line}</b>" if evaluated.labels[i, genre] else line)
