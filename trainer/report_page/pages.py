@@ -209,8 +209,8 @@ def _galleries(evaluated: evaluated_lib.Evaluated) -> list[str]:
     losses = analysis.poster_losses(labels, logits)
     by_loss = np.argsort(-losses, kind="stable")
     note = (
-        "The loss of each poster, in italics its genres, then the three most probable, in bold those "
-        "that are right."
+        "A poster's loss, in italics its genres, then the three most probable; in bold those that "
+        "are right."
     )
     chosen = [
         ("Largest losses", note, by_loss[:_NUM_WORST]),
