@@ -11,7 +11,14 @@ setuptools.setup(
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=["poster_tfds", "trainer", "trainer.benchmark", "export"],
+    packages=[
+        "poster_tfds",
+        "trainer",
+        "trainer.benchmark",
+        "trainer.compare",
+        "trainer.report_page",
+        "export",
+    ],
     package_data={"poster_tfds": ["README.md", "CITATIONS.bib", "TAGS.txt"]},
     install_requires=[
         "absl-py>=2.1,<3",

@@ -1,26 +1,11 @@
 """A built dataset as a page that a person can look at: `dataset.html` and its pictures."""
 
-import base64
 import html
-import io
 
-import matplotlib.figure
 import numpy as np
 import tensorflow_datasets as tfds
 
-from poster_tfds import statistics
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-img.plot { max-width: 100%; }
-.posters { display: flex; flex-wrap: wrap; gap: 1rem; }
-.posters figure { margin: 0; width: 10rem; }
-.posters img { width: 10rem; height: 14rem; object-fit: contain; background: #eee; }
-figcaption { font-size: .8rem; }
-"""
+from poster_tfds import page, statistics
 
 
 def describe(builder: tfds.core.DatasetBuilder, splits) -> str:
@@ -31,9 +16,7 @@ def describe(builder: tfds.core.DatasetBuilder, splits) -> str:
         splits: what `statistics.collect` found.
     """
     blocks = [builder.info.full_name]
-    blocks += [
-        "\n".join("  ".join(row) for row in _aligned(t)) for _, t in _tables(builder, splits)
-    ]
+    blocks += [page.text_table(table) for _, table in _tables(builder, splits)]
     return "\n\n".join(blocks)
 
 
@@ -82,35 +65,27 @@ def draw_plots(builder: tfds.core.DatasetBuilder, splits) -> dict[str, bytes]:
 
     height = max(3.0, 0.28 * len(names))
     return {
-        "genres.png": _plot(genres, (9, height)),
-        "labels_per_poster.png": _plot(labels_per_poster, (7, 3.5)),
-        "together.png": _plot(together, (height + 3, height + 1.5)),
-        "sizes.png": _plot(sizes, (7, 4.5)),
+        "genres.png": page.plot(genres, (9, height)),
+        "labels_per_poster.png": page.plot(labels_per_poster, (7, 3.5)),
+        "together.png": page.plot(together, (height + 3, height + 1.5)),
+        "sizes.png": page.plot(sizes, (7, 4.5)),
     }
 
 
 def render(builder: tfds.core.DatasetBuilder, splits, plots: dict[str, bytes]) -> str:
     """Returns the page: one HTML file with everything in it."""
-    title = html.escape(builder.info.full_name)
-    parts = [f"<h1>{title}</h1>", f"<p>{html.escape(builder.builder_config.description or '')}</p>"]
+    parts = [f"<p>{html.escape(builder.builder_config.description or '')}</p>"]
     for heading, table in _tables(builder, splits):
-        parts.append(f"<h2>{html.escape(heading)}</h2>{_html_table(table)}")
+        parts.append(f"<h2>{html.escape(heading)}</h2>{page.html_table(table)}")
     headings = ("Posters of each genre", "Genres of a poster", "Genres together", "Sizes")
     for heading, png in zip(headings, plots.values(), strict=True):
-        parts.append(
-            f'<h2>{heading}</h2><img class="plot" alt="{heading}" src="{_data_url(png, "png")}">'
-        )
+        parts.append(page.picture(heading, png))
     for name, split in splits.items():
-        figures = "".join(
-            f'<figure><img alt="" src="{_data_url(jpeg, "jpeg")}">'
-            f"<figcaption>{html.escape(', '.join(genres) or 'no genre')}</figcaption></figure>"
-            for jpeg, genres in split.samples
-        )
-        parts.append(f'<h2>Posters of {html.escape(name)}</h2><div class="posters">{figures}</div>')
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
-    )
+        samples = [
+            (jpeg, html.escape(", ".join(genres) or "no genre")) for jpeg, genres in split.samples
+        ]
+        parts.append(f"<h2>Posters of {html.escape(name)}</h2>{page.gallery(samples)}")
+    return page.document(builder.info.full_name, parts)
 
 
 def _tables(builder: tfds.core.DatasetBuilder, splits) -> list[tuple[str, list[list[str]]]]:
@@ -145,31 +120,3 @@ def _tables(builder: tfds.core.DatasetBuilder, splits) -> list[tuple[str, list[l
         left_out += [[name, str(count)] for name, count in builder.info.metadata.items()]
         tables.append(("Left out", left_out))
     return [(heading, table) for heading, table in tables if len(table) > 1]
-
-
-def _aligned(table: list[list[str]]) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        for row in table
-    ]
-
-
-def _html_table(table: list[list[str]]) -> str:
-    header, *rows = (
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th"] + ["td"] * len(table), table, strict=False)
-    )
-    return f"<table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-
-def _plot(draw, size: tuple[float, float]) -> bytes:
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    return png.getvalue()
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -13,7 +13,7 @@ import tqdm
 
 from trainer import evaluation
 
-_HEADINGS = {
+HEADINGS = {
     "loss": "loss",
     "label_accuracy": "label accuracy",
     "macro_ap": "macro AP",
@@ -73,7 +73,7 @@ class Progress:
 
 def format_records(records: list[dict]) -> str:
     """Returns records of `metrics.jsonl` as a table, each above the constant predictor's."""
-    rows = [(" " * 20, [_HEADINGS[name] for name in evaluation.METRICS])]
+    rows = [(" " * 20, [HEADINGS[name] for name in evaluation.METRICS])]
     for record in records:
         for title, scores in ((record["split"], record), ("  constant", record["constant"])):
             rows.append((title, [f"{scores[name]:.4f}" for name in evaluation.METRICS]))
@@ -123,7 +123,7 @@ def draw_learning_curves(records: list[dict]) -> bytes:
             (line,) = axes.plot(epochs, values, marker="o", label=split)
         constant = _number(chosen[-1]["constant"][metric])
         axes.axhline(constant, color=line.get_color(), linestyle="--", label="constant, " + split)
-        axes.set_title(_HEADINGS[metric])
+        axes.set_title(HEADINGS[metric])
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

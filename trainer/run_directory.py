@@ -1,6 +1,7 @@
 """What a run leaves on disk, and how it is written so that nobody reads half of it.
 
 config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
+report.html
 """
 
 import atexit
@@ -44,6 +45,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.learning_curves = self.path / "learning_curves.png"
         self.augmentation = self.path / "augmentation.png"
+        self.report = self.path / "report.html"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 

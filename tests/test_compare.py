@@ -1,0 +1,174 @@
+"""Runs are compared by the records they left, and joined where only their seeds differ."""
+
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests import conftest
+from trainer import config, presets, run_directory
+from trainer.compare import comparison
+
+CONSTANT = {"loss": 0.24, "label_accuracy": 0.9, "macro_ap": 0.1, "micro_ap": 0.3, "lrap": 0.5}
+
+
+def write_run(path, macro_aps, *, validation=None, minutes=10.0, speed=100.0, **settings):
+    """Leaves the records of a run as the trainer does.
+
+    Args:
+        path: the run directory.
+        macro_aps: on the test split, epoch by epoch.
+        validation: the same on the validation split, if there is one.
+        minutes: of the whole run.
+        speed: images/s in training; the first epoch, which is slower, takes twice as long.
+        **settings: of the run.
+    """
+    run = run_directory.RunDirectory(path)
+    run.write_config(
+        config.Config(**settings),
+        genres=["a", "b"],
+        num_train=10,
+        validation_split="validation" if validation else "",
+        parameters=1234,
+    )
+    for i, macro_ap in enumerate(macro_aps):
+        values = {"train": macro_ap + 0.1, "test": macro_ap}
+        if validation:
+            values["validation"] = validation[i]
+        run.append_metrics(
+            {
+                "epoch": i + 1,
+                "step": 7 * (i + 1),
+                "split": split,
+                "loss": 0.3 - value / 2,
+                "label_accuracy": 0.9 + value / 100,
+                "macro_ap": value,
+                "micro_ap": value + 0.2,
+                "lrap": value + 0.3,
+                "images_per_second": speed if i else speed / 2,
+                "seconds": 60 * minutes * (i + 1) / len(macro_aps),
+                "constant": CONSTANT,
+            }
+            for split, value in values.items()
+        )
+    return path
+
+
+def table_of(*paths, split="test"):
+    runs = [comparison.read_run(path, split) for path in paths]
+    header, *rows = comparison.make_table(comparison.group(runs))
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row_and_the_best_is_first(tmp_path):
+    compact = presets.PRESETS["compact"]
+    finals, minutes = [0.21, 0.25, 0.22], [10.0, 12.0, 11.0]
+    paths = [write_run(tmp_path / "reference", [0.12, 0.15], minutes=90)]
+    for seed in range(3):
+        paths.append(
+            write_run(
+                tmp_path / f"compact{seed}",
+                [0.5, 0.2, finals[seed]],  # The last epoch's counts, not the best on test.
+                minutes=minutes[seed],
+                speed=200 + seed,
+                seed=seed,
+                **compact,
+            )
+        )
+    focal = {**compact, "loss": "focal"}
+    paths.append(write_run(tmp_path / "focal", [0.3], seed=1, **focal))
+    rows = table_of(*paths)
+    assert [row["run"] for row in rows] == [
+        "`--preset=compact --loss=focal`",
+        "`--preset=compact`",
+        "`--preset=reference`",
+        "constant predictor",
+    ]
+    row = rows[1]
+    assert row["seeds"] == "0, 1, 2"
+    assert row["parameters"] == "1,234"
+    for name, of_run in (
+        ("macro AP", np.array(finals)),
+        ("micro AP", np.array(finals) + 0.2),
+        ("loss", 0.3 - np.array(finals) / 2),
+        ("LRAP", np.array(finals) + 0.3),
+    ):
+        mean, spread = (float(part) for part in row[name].split(" ± "))
+        assert (mean, spread) == pytest.approx((of_run.mean(), of_run.std(ddof=1)), abs=6e-5)
+    assert row["minutes to train"] == f"{np.mean(minutes):.1f} ± {np.std(minutes, ddof=1):.1f}"
+    assert row["img/s in training"] == "201 ± 1"
+    assert rows[0]["macro AP"] == "0.3000"
+    assert rows[2]["minutes to train"] == "90.0"
+    assert rows[3]["macro AP"] == "0.1000"
+    assert rows[3]["LRAP"] == "0.5000"
+
+
+def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_path):
+    path = write_run(tmp_path / "run", [0.1, 0.2, 0.3, 0.4], validation=[0.2, 0.9, 0.3, 0.1])
+    assert table_of(path)[0]["macro AP"] == "0.2000"
+    assert table_of(path, split="validation")[0]["macro AP"] == "0.9000"
+
+
+def test_the_time_of_the_run_begun_with_is_counted_if_it_is_there(tmp_path):
+    head, finetune = (presets.PRESETS[name] for name in ("pretrained_head", "pretrained_finetune"))
+    paths = []
+    for seed in range(2):
+        source = write_run(tmp_path / f"head{seed}", [0.2], minutes=5 + seed, seed=seed, **head)
+        path = tmp_path / f"finetuned{seed}"
+        settings = {**finetune, "init_from": str(source), "seed": seed}
+        paths.append(write_run(path, [0.3, 0.31], minutes=20, **settings))
+    gone = write_run(
+        tmp_path / "gone", [0.1], minutes=20, init_from=str(tmp_path / "nowhere"), **finetune
+    )
+    tuned, alone, _ = table_of(*paths, gone)
+    assert tuned["run"] == "`--preset=pretrained_finetune after --preset=pretrained_head`"
+    assert tuned["seeds"] == "0, 1"
+    assert tuned["minutes to train"] == f"25.5 ± {np.std([25, 26], ddof=1):.1f}"
+    assert alone["minutes to train"] == "20.0"
+    assert f"--init_from={tmp_path / 'nowhere'}" in alone["run"]
+    np.testing.assert_allclose(comparison.read_run(paths[0], "test").curve, [[15, 0.3], [25, 0.31]])
+
+
+def test_flags_that_all_rows_share_stand_above_the_table(tmp_path):
+    runs = [
+        comparison.read_run(
+            write_run(tmp_path / str(size), [0.2], epochs=9, image_size=size), "test"
+        )
+        for size in (64, 96)
+    ]
+    lines = comparison.format_markdown(comparison.group(runs)).splitlines()
+    assert lines[0] == "All with `--epochs=9`."
+    assert lines[4].startswith("| `--preset=reference --image_size=64` | 0 |")
+    assert lines[5].startswith("| `--preset=reference --image_size=96` | 0 |")
+
+
+@pytest.mark.parametrize(
+    ("settings", "split", "complaint"),
+    [
+        ({}, "validation", "no record of --split=validation; the run was evaluated on train, test"),
+        ({"dataset": "poster_tfds/mine"}, "test", "several datasets .poster_tfds/imdb, poster"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(settings, split, complaint, tmp_path):
+    paths = [write_run(tmp_path / "a", [0.2]), write_run(tmp_path / "b", [0.2], **settings)]
+    with pytest.raises(config.UsageError, match=complaint):
+        table_of(*paths, split=split)
+
+
+def test_the_command_prints_the_table_and_draws_the_curves(tmp_path):
+    paths = [
+        write_run(tmp_path / "slow", [0.1, 0.15], minutes=600),
+        write_run(tmp_path / "fast", [0.2, 0.3], minutes=2, **presets.PRESETS["compact"]),
+    ]
+    plot = tmp_path / "plot.png"
+    result = conftest.run(sys.executable, "-m", "trainer.compare", *paths, f"--plot={plot}")
+    lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| `--preset=compact`",
+        "| `--preset=reference`",
+        "| constant predictor",
+    ]
+    assert not result.stderr
+    with PIL.Image.open(plot) as picture:
+        assert picture.size == (1200, 600)

@@ -1,0 +1,189 @@
+"""The report of a run says how good the model is, where it errs, and what leaked."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from poster_tfds import splits, synthetic
+from tests import conftest
+from trainer import checkpoints, config, preprocessing
+from trainer.report_page import analysis, evaluated
+
+NUM_POSTERS = 80
+
+
+@pytest.fixture(scope="module")
+def report(run_dir, tmp_path_factory):
+    """The report of a run on a dataset of whose test posters two stand in train as well.
+
+    Returns:
+        The run directory, what was printed, the page, and the test posters: Id -> path,
+        genres and whether it leaked.
+    """
+    directory = tmp_path_factory.mktemp("report")
+    posters, data_dir, run_copy = (directory / name for name in ("posters", "data", "run"))
+    synthetic.ensure_posters(posters, NUM_POSTERS)
+    with (posters / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    is_test = splits.reference_test_rows(NUM_POSTERS)
+    test_rows, train_rows = np.flatnonzero(is_test), np.flatnonzero(~is_test)
+
+    def image(row):
+        return posters / "Images" / f"{rows[row]['Id']}.jpg"
+
+    leaked = set(test_rows[[2, 5]])
+    for row, original in zip(sorted(leaked), train_rows[[0, 7]], strict=True):
+        shutil.copy(image(original), image(row))
+    conftest.build(
+        posters, data_dir, {"name": "leaky", "split": "reference", "drop_duplicates": False}
+    )
+    shutil.copytree(run_dir, run_copy)
+    facts = json.loads((run_copy / "config.json").read_text())
+    facts["num_train"] = len(train_rows)
+    facts["config"]["dataset"] = "poster_tfds/leaky"
+    (run_copy / "config.json").write_text(json.dumps(facts))
+    result = conftest.run(
+        *(sys.executable, "-m", "trainer.report_page"),
+        *(f"--run_dir={run_copy}", f"--data_dir={data_dir}"),
+    )
+    expected = {
+        rows[row]["Id"]: (
+            image(row),
+            [int(rows[row][genre]) for genre in synthetic.GENRES],
+            row in leaked,
+        )
+        for row in test_rows
+    }
+    return run_copy, result.stdout, (run_copy / "report.html").read_text(), expected
+
+
+@pytest.fixture(scope="module")
+def answers(report):
+    """Ids, labels, probabilities and which posters leaked, from the files themselves."""
+    run_dir, _, _, expected = report
+    model, facts = checkpoints.restore_model(run_dir)
+    images = [
+        preprocessing.decode_and_resize(path.read_bytes(), facts["image_size"])
+        for path, _, _ in expected.values()
+    ]
+    probabilities = 1 / (1 + np.exp(-np.float64(model(np.stack(images), training=False))))
+    _, labels, leaked = zip(*expected.values(), strict=True)
+    return list(expected), np.array(labels), probabilities, np.array(leaked)
+
+
+def cells(text, title):
+    """Returns the numbers of the rows of a printed table that begin with a title."""
+    lines = [line for line in text.splitlines() if line.startswith(title)]
+    return [[float(cell) for cell in re.findall(r" (\d+(?:\.\d+)?)\b", line)] for line in lines]
+
+
+def scores(labels, probabilities):
+    """Loss, label accuracy, macro AP, micro AP and LRAP by scikit-learn."""
+    occurring = labels.any(axis=0)
+    average_precision = sklearn_metrics.average_precision_score
+    return [
+        sklearn_metrics.log_loss(labels.ravel(), probabilities.ravel()),
+        np.mean((probabilities > 0.5) == labels),
+        average_precision(labels[:, occurring], probabilities[:, occurring]),
+        average_precision(labels, probabilities, average="micro"),
+        sklearn_metrics.label_ranking_average_precision_score(labels, probabilities),
+    ]
+
+
+def test_scores_stand_with_and_without_the_posters_that_were_trained_on(report, answers):
+    _, printed, _, _ = report
+    _, labels, probabilities, leaked = answers
+    assert leaked.sum() == 2
+    assert "stand in train too, byte for byte: 2." in printed
+    ((num_all, *of_all),) = cells(printed, "all of test")
+    ((num_unseen, *of_unseen),) = cells(printed, "without those in train")
+    assert (num_all, num_unseen) == (len(labels), len(labels) - 2)
+    assert of_all == pytest.approx(scores(labels, probabilities), abs=2e-4)
+    assert of_unseen == pytest.approx(scores(labels[~leaked], probabilities[~leaked]), abs=2e-4)
+
+
+def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answers):
+    _, printed, _, _ = report
+    _, labels, probabilities, _ = answers
+    for i, genre in enumerate(synthetic.GENRES):
+        ((num_train, num_test, precision, constant),) = cells(printed, genre)
+        assert num_test == labels[:, i].sum()
+        assert num_train + num_test < NUM_POSTERS
+        assert precision == pytest.approx(
+            sklearn_metrics.average_precision_score(labels[:, i], probabilities[:, i]), abs=2e-4
+        )
+        assert constant == pytest.approx(labels[:, i].mean(), abs=1e-4)
+
+
+def test_the_page_is_one_file_and_begins_with_the_worst_poster(report, answers):
+    _, _, page, _ = report
+    poster_ids, labels, probabilities, leaked = answers
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    losses = [
+        sklearn_metrics.log_loss(of_poster, p)
+        for of_poster, p in zip(labels, probabilities, strict=True)
+    ]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    by_loss = np.argsort(losses)[::-1]
+    assert [caption.split(",")[0] for caption in captions[: len(labels)]] == [
+        poster_ids[i] for i in by_loss
+    ]
+    worst = by_loss[0]
+    genres = np.array(synthetic.GENRES)
+    assert ", ".join(genres[labels[worst] == 1]) in captions[0]
+    for i in np.argsort(-probabilities[worst])[:3]:
+        line = f"{genres[i]} {probabilities[worst, i]:.2f}"
+        assert (f"<b>{line}</b>" in captions[0]) == (labels[worst, i] == 1)
+        assert line in captions[0]
+    marked = {caption.split(",")[0] for caption in captions if "stands in the train" in caption}
+    assert marked == {poster_ids[i] for i in np.flatnonzero(leaked)}
+
+
+def test_a_split_or_a_dataset_that_is_not_there_is_refused(report):
+    run_dir, _, _, _ = report
+    with pytest.raises(config.UsageError, match="has no split 'holdout'; it has"):
+        evaluated.evaluate_run(run_dir, "holdout", run_dir.parent / "data")
+    with pytest.raises(config.UsageError, match="there is no such dataset in"):
+        evaluated.evaluate_run(run_dir, "test", run_dir.parent / "elsewhere")
+
+
+def test_genres_with_too_few_posters_are_marked_in_words():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((300, 4))
+    for genre, count in enumerate((9, 120, 0, 10)):
+        labels[rng.choice(300, count, replace=False), genre] = 1
+    logits = rng.normal(size=labels.shape) + labels
+    found = analysis.score_genres("abcd", labels, logits, np.array([60, 900, 2, 49]))
+    assert [(score.genre, score.remark) for score in found] == [
+        ("b", ""),
+        ("a", "too few to measure"),
+        ("d", "too few to learn"),
+        ("c", "too few to learn, none to measure"),
+    ]
+    assert np.isnan(found[3].average_precision)
+    for score, genre in zip(found[:3], (1, 0, 3), strict=True):
+        assert score.average_precision == pytest.approx(
+            sklearn_metrics.average_precision_score(labels[:, genre], logits[:, genre])
+        )
+
+
+def test_where_all_posters_were_trained_on_nothing_is_left_to_score():
+    labels, logits = np.eye(4), np.ones((4, 4))
+    everything, unseen = analysis.score_with_and_without(
+        labels, logits, np.ones(4, bool), np.full(4, 0.25)
+    )
+    assert everything.num_posters == 4
+    assert unseen is None
+
+
+def test_false_positives_are_the_posters_without_a_genre_that_it_is_seen_in():
+    labels = np.array([[1, 0], [0, 0], [0, 1], [0, 0], [1, 1]])
+    logits = np.array([[9.0, 0], [1, 0], [3, 0], [-2, 0], [4, 0]])
+    np.testing.assert_array_equal(analysis.false_positives(labels, logits, 0, 2), [2, 1])
+    assert len(analysis.false_positives(labels, logits, 0, 9)) == 3

@@ -1,0 +1,1 @@
+"""Runs compared: a table, and a plot of quality against time."""
