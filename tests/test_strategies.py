@@ -11,7 +11,7 @@ from tests.test_resume import FLAGS, assert_same_run, finish, metrics, start, st
 from trainer import config, runtime
 
 # The last of 510 posters in batches of 48 are 30: of three replicas one has 16, one 14, one none.
-SMOOTH = ("--batch_size=48", "--max_steps=20", "--learning_rate=0.01")
+SMOOTH = ("--batch_size=48", "--max_steps=20", "--learning_rate=0.01", "--weight_average=0.9")
 # In batches of 36 they are 6: the second of two replicas has none.
 FLOAT64 = ("--batch_size=36", "--max_steps=20", "--learning_rate=0.01")
 MIRRORED = ("--strategy=mirrored", "--logical_cpus=2")
