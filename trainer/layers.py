@@ -245,6 +245,20 @@ class ConvBatchNorm(keras.layers.Layer):
         return convolve(inputs, kernel, strides, "SAME")
 
 
+class InferenceModel(keras.Model):
+    """A functional model that answers in training as it does in evaluation.
+
+    Normalization goes by the moving statistics and leaves them as they are; weights can be
+    trained all the same. To call a model with `training=False`, as Keras's guide to transfer
+    learning has it, is not enough: the model around it overrules that.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Calls the model's layers with `training=False`."""
+        del training
+        return super().call(inputs, training=False, mask=mask)
+
+
 def _num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 

@@ -156,11 +156,11 @@ def _with_head(
         layers.Dropout(config.dropout, dtype=precision),
         keras.layers.Dense(num_genres, dtype="float32", name="logits"),
     ]
+    if config.pretrained_weights != "none":
+        # Batch statistics of a few posters would spoil what ImageNet has taught.
+        backbone = layers.InferenceModel(backbone.input, backbone.output, name=backbone.name)
     pixels = _pixels(config)
-    # Batch statistics of a few posters would spoil what ImageNet has taught: with
-    # pretrained weights the backbone normalizes by the moving ones, also in training.
-    training = None if config.pretrained_weights == "none" else False
-    logits = keras.Sequential(head, name="head")(backbone(pixels, training=training))
+    logits = keras.Sequential(head, name="head")(backbone(pixels))
     return keras.Model(pixels, logits, name=config.model.replace(":", "_"))
 
 
