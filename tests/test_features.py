@@ -1,5 +1,6 @@
 """A head that trains on features computed once, and the fine-tuning that follows it."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,7 +9,15 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from trainer import checkpoints, config, features, models, presets, run_directory
+from trainer import (
+    checkpoints,
+    config,
+    features,
+    models,
+    presets,
+    run_directory,
+    train as train_lib,
+)
 
 RNG = np.random.default_rng(0)
 FEATURES = features.Features(
@@ -129,3 +138,19 @@ def test_fine_tuning_begins_where_the_head_ended_and_keeps_what_is_frozen(
     early = {f"block{i}_{kind}" for i in range(8) for kind in ("expand", "project")}
     depthwise = {f"block{i}_depthwise" for i in range(16)}
     assert kept - {"normalization"} == {"stem", *early, *depthwise} - {"block0_expand"}
+
+
+def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
+    chosen, facts = run_directory.RunDirectory(head_run).read_config()
+    chosen = dataclasses.replace(chosen, init_from=str(head_run))
+    for changes, said in (
+        ({"model": "compact_cnn", "freeze": ""}, "that run is of efficientnet_lite0 with"),
+        ({"head_units": 7}, "its layers are of other sizes"),
+    ):
+        changed = dataclasses.replace(chosen, **changes)
+        model = models.create_model(changed, len(facts["genres"]), "float32")
+        with pytest.raises(config.UsageError, match=f"--init_from=.*{said}"):
+            train_lib._begin(changed, model, None, facts["genres"])
+    model = models.create_model(chosen, 2, "float32")
+    with pytest.raises(config.UsageError, match="this one is of efficientnet_lite0 with"):
+        train_lib._begin(chosen, model, None, ["Noir", "Heist"])

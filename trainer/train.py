@@ -106,7 +106,7 @@ def train_and_evaluate(
                 should_stop=lambda: vote(stop.requested)[0],
             )
             if inputs is None:
-                print("Stopped before the first step. The same command begins anew.", flush=True)
+                print("Stopped before it trained. The same command begins again.", flush=True)
                 return
             trained, evaluated = (m.get_layer("head") for m in (model, average or model))
         else:
