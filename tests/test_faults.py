@@ -124,6 +124,20 @@ def test_a_setting_that_came_later_counts_as_its_default(tmp_path):
         run.check_continues(config.Config(augment="flip"), resume=True, override=False)
 
 
+def test_epochs_may_be_added_unless_the_learning_rate_ends_with_them(tmp_path):
+    run = run_directory.RunDirectory(tmp_path)
+    for schedule in ("constant", "cosine"):
+        before, now = (
+            config.Config(learning_rate_schedule=schedule, epochs=epochs) for epochs in (2, 3)
+        )
+        run.write_config(before)
+        if schedule == "constant":
+            run.check_continues(now, resume=True, override=False)
+            continue
+        with pytest.raises(config.UsageError, match="--epochs: 2 then, 3 now"):
+            run.check_continues(now, resume=True, override=False)
+
+
 def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):
     copied = copy_of(data_dir, tmp_path)
     finish(start(copied, tmp_path / "run", "--max_steps=1"))
