@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config, layers, models, presets
+from trainer import config, layers, models, presets, steps
 
 # Output shape without the batch axis, and parameters, of the tutorial's printed summary.
 # Its last layer's sigmoid stands outside the model here.
@@ -236,3 +236,23 @@ def test_pretrained_backbones_normalize_by_their_own_statistics():
         after = [w.numpy() for w in model.non_trainable_variables if "moving" in w.path]
         same = [np.array_equal(*pair) for pair in zip(before, after, strict=True)]
         assert all(same) is not changed
+
+
+def test_the_average_of_the_weights_is_numpys_and_has_the_statistics_too():
+    chosen = config.Config(model="compact_cnn", image_size=32)
+    average, model = (models.create_model(chosen, 3, "float32") for _ in range(2))
+    models.copy_weights(model, average)
+    expected = model.get_weights()
+    running = steps.WeightAverage(average, model, momentum=0.5)
+    rng = np.random.default_rng(0)
+    for step in range(1, 8):
+        model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+        running.update(tf.constant(step))
+        momentum = min(0.5, (1 + step) / (10 + step))  # 2/11, 3/12, ... up to one half.
+        expected = [
+            momentum * mean + (1 - momentum) * weight
+            for mean, weight in zip(expected, model.get_weights(), strict=True)
+        ]
+    assert any("moving_variance" in weight.path for weight in average.weights)
+    for found, value in zip(average.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5)
