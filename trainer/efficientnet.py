@@ -46,7 +46,7 @@ def create_backbone(image_size: int, precision: str) -> keras.Model:
         precision: Keras dtype policy.
 
     Returns:
-        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,371,024 parameters.
+        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters.
     """
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
     x = keras.layers.Normalization(
