@@ -2,14 +2,17 @@
 
 It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
 twice, to check it and by the worker that writes its shard, so that Beam moves rows and hashes
-only: no runner has to shuffle images or to hold them.
+only: no runner has to shuffle images or to hold them. And it moves many rows at a time, pickled
+together: an element of its own for each would cost several times the row.
 """
 
 import bisect
+import collections
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -23,9 +26,10 @@ from poster_tfds import annotations as annotations_lib, faults, posters, source 
 
 _FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.
-# Rows that a worker takes at a time: an element of its own for each would cost more memory
-# than the row.
-_CHUNK = 64
+_CHUNK = 512  # Rows that a worker checks at a time.
+# Parts in which rows are grouped by the first byte of a hash: enough to be shared by many
+# workers, few enough that a chunk has several rows for each.
+_NUM_BUCKETS = 64
 
 
 @dataclasses.dataclass
@@ -70,7 +74,7 @@ class _Layout(NamedTuple):
     Attributes:
         num_bytes: size of all examples, serialized.
         shard_ends: for each shard, how many examples stand in it and those before it.
-        bucket_starts: first byte of a hashed key -> how many examples have a lower one.
+        bucket_starts: number of a bucket -> how many examples stand in those before it.
     """
 
     num_bytes: int
@@ -121,27 +125,27 @@ def build(
             | "ReadRows" >> beam.FlatMap(_read_rows, source)
             | "SpreadRows" >> beam.Reshuffle()
             | "Check"
-            >> beam.FlatMap(_check, source.images_dir, storage).with_outputs(_FAULTS, main="sound")
+            >> beam.FlatMap(
+                _check,
+                source.images_dir,
+                storage,
+                _bucket_of_digest if config.drop_duplicates else _bucket_of_key,
+            ).with_outputs(_FAULTS, main="sound")
         )
         found = checked[_FAULTS] | "AllFaults" >> beam.combiners.ToList()
-        items = checked.sound
+        sound = checked.sound
         num_duplicates = pipeline | "NoDuplicates" >> beam.Create([0])
         if config.drop_duplicates:
             first = (
-                items
-                | "ByDigest" >> beam.WithKeys(lambda item: item.digest[0])
+                sound
                 | "GroupDigests" >> beam.GroupByKey()
                 | "KeepFirst" >> beam.FlatMap(_keep_first).with_outputs(_DUPLICATES, main="kept")
             )
-            items, num_duplicates = first.kept, first[_DUPLICATES]
+            sound, num_duplicates = first.kept, first[_DUPLICATES]
         num_duplicates = num_duplicates | "AllDuplicates" >> beam.CombineGlobally(sum)
 
         # Buckets tell where each example stands without sorting all of them in one place.
-        buckets = (
-            items
-            | "ByBucket" >> beam.WithKeys(lambda item: (item.split, item.key[0]))
-            | "GroupBuckets" >> beam.GroupByKey()
-        )
+        buckets = sound | "GroupBuckets" >> beam.GroupByKey()
         layouts = (
             buckets
             | "Measure" >> beam.Map(_measure)
@@ -165,30 +169,61 @@ def build(
     return _collect_outcome(outcome_path, storage)
 
 
-def _read_rows(split: str, source: source_lib.PosterSource) -> Iterator:
-    """Yields (split, some rows of it)."""
+def _read_rows(split: str, source: source_lib.PosterSource) -> Iterator[tuple[str, bytes]]:
+    """Yields (split, some rows of it, pickled)."""
     rows = source.rows(split)
     for chunk in iter(lambda: list(itertools.islice(rows, _CHUNK)), []):
-        yield split, chunk
+        yield split, pickle.dumps(chunk)
 
 
-def _check(chunk, images_dir: epath.Path, storage: Storage) -> Iterator:
-    """Yields an `_Item` or a fault for each row."""
+def _check(chunk, images_dir: epath.Path, storage: Storage, key: Callable) -> Iterator:
+    """Yields a fault for each row that has one, and the others as `_pack` does."""
     split, rows = chunk
     hasher = hashing.Hasher(split)
-    for row in rows:
+    items = []
+    for row in pickle.loads(rows):
         image = posters.read_one(row, images_dir)
         if isinstance(image, faults.Fault):
             yield beam.pvalue.TaggedOutput(_FAULTS, image)
             continue
-        key, example = source_lib.make_example(row, image)
-        yield _Item(
-            split,
-            row,
-            source_lib.poster_digest(image),
-            hasher.hash_key(key).to_bytes(_KEY_BYTES, "big"),
-            len(storage.serialize(example)),
+        name, example = source_lib.make_example(row, image)
+        items.append(
+            _Item(
+                split,
+                row,
+                source_lib.poster_digest(image),
+                hasher.hash_key(name).to_bytes(_KEY_BYTES, "big"),
+                len(storage.serialize(example)),
+            )
         )
+    yield from _pack(items, key)
+
+
+def _pack(items: Iterable[_Item], key: Callable) -> Iterator[tuple[Any, bytes]]:
+    """Yields (key, the items that have it, pickled together)."""
+    groups = collections.defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    for value, group in groups.items():
+        yield value, pickle.dumps(group)
+
+
+def _unpack(parts: Iterable[bytes]) -> Iterator[_Item]:
+    """Yields the items of what `_pack` has yielded for one key."""
+    return itertools.chain.from_iterable(map(pickle.loads, parts))
+
+
+def _bucket_of_digest(item: _Item) -> int:
+    return _bucket(item.digest)
+
+
+def _bucket_of_key(item: _Item) -> tuple[str, int]:
+    return item.split, _bucket(item.key)
+
+
+def _bucket(hashed: bytes) -> int:
+    """Returns the number of a hash's bucket; they are in the order of the hashes."""
+    return hashed[0] * _NUM_BUCKETS >> 8
 
 
 def _keep_first(group) -> Iterator:
@@ -198,10 +233,10 @@ def _keep_first(group) -> Iterator:
     """
     kept = {}
     num_items = 0
-    for item in group[1]:
+    for item in _unpack(group[1]):
         num_items += 1
         kept[item.digest] = min(item, kept.get(item.digest, item), key=_order_of_reading)
-    yield from kept.values()
+    yield from _pack(kept.values(), _bucket_of_key)
     yield beam.pvalue.TaggedOutput(_DUPLICATES, num_items - len(kept))
 
 
@@ -211,8 +246,8 @@ def _order_of_reading(item: _Item) -> tuple[int, int]:
 
 def _measure(group) -> tuple[str, int, int, int]:
     """Returns split and number of a bucket, its examples and their bytes."""
-    (split, bucket), items = group
-    sizes = [item.num_bytes for item in items]
+    (split, bucket), parts = group
+    sizes = [item.num_bytes for item in _unpack(parts)]
     return split, bucket, len(sizes), sum(sizes)
 
 
@@ -235,22 +270,25 @@ def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layo
 
 
 def _find_shards(group, layouts: dict[str, _Layout]) -> Iterator:
-    """Yields ((split, number of the shard), `_Item`) for the rows of a bucket."""
-    (split, bucket), items = group
+    """Yields the rows of a bucket, as `_pack` does by (split, number of the shard)."""
+    (split, bucket), parts = group
     if split not in layouts:
         return
     layout = layouts[split]
-    for rank, item in enumerate(sorted(items, key=_key), layout.bucket_starts[bucket]):
-        yield (split, bisect.bisect_right(layout.shard_ends, rank)), item
+    items = sorted(_unpack(parts), key=_key)
+    ranks = {item.key: rank for rank, item in enumerate(items, layout.bucket_starts[bucket])}
+    yield from _pack(
+        items, lambda item: (split, bisect.bisect_right(layout.shard_ends, ranks[item.key]))
+    )
 
 
 def _write_shard(
     group, layouts: dict[str, _Layout], images_dir: epath.Path, storage: Storage
 ) -> None:
-    (split, shard), items = group
+    (split, shard), parts = group
 
     def examples():
-        for item in sorted(items, key=_key):
+        for item in sorted(_unpack(parts), key=_key):
             image = posters.poster_path(images_dir, item.row.poster_id).read_bytes()
             _, example = source_lib.make_example(item.row, image)
             yield int.from_bytes(item.key, "big"), storage.serialize(example)
