@@ -17,6 +17,7 @@ from typing import NamedTuple
 from trainer import config as config_lib
 
 _RETRIES = 5
+_CONNECT_SECONDS = 5
 _BUSY = (429, 503)  # HTTP: too many requests, unavailable.
 _SIGNATURE = "serving_default"
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -58,7 +59,7 @@ class RestClient:
         Args:
             host: HOST:PORT.
             model: the name under which it is served.
-            timeout: seconds that an answer may take.
+            timeout: seconds that an answer may take; one that does not come is asked for once more.
         """
         import requests
         from urllib3.util import retry
@@ -86,12 +87,13 @@ class RestClient:
         instances = [{"image_bytes": {"b64": base64.b64encode(image).decode()}} for image in images]
         body = json.dumps({"signature_name": _SIGNATURE, "instances": instances})
         try:
-            response = self._session.post(self._url, data=body, timeout=self._timeout)
+            timeout = (min(_CONNECT_SECONDS, self._timeout), self._timeout)
+            response = self._session.post(self._url, data=body, timeout=timeout)
+            if not response.ok:
+                raise ServerError(f"{self._url}: {response.status_code} {response.text.strip()}")
+            rows = response.json()["predictions"]
         except self._requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
-        if not response.ok:
-            raise ServerError(f"{self._url}: {response.status_code} {response.text.strip()}")
-        rows = response.json()["predictions"]
         return _answers({name: [row[name] for row in rows] for name in rows[0]})
 
 

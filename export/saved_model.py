@@ -42,13 +42,14 @@ def export_saved_model(
         The version's directory, `export_dir/<integer>`.
 
     Raises:
-        config.UsageError: there is no run with a checkpoint in `run_dir`.
+        config.UsageError: there is no run with a checkpoint in `run_dir`, or `limits` refuse
+            every image that the export could be tried with.
         RuntimeError: the SavedModel does not answer as the model does.
     """
     model, facts = checkpoints.restore_model(run_dir)
     module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
     run = run_directory.RunDirectory(run_dir)
-    export_dir = pathlib.Path(export_dir)
+    export_dir = run_directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):
         for leftover in export_dir.glob(f"{_INCOMPLETE}*"):
@@ -56,6 +57,7 @@ def export_saved_model(
         # A server takes only directories with integer names for versions.
         unfinished = export_dir / f"{_INCOMPLETE}{os.getpid()}"
         posters = [*_real_posters(run), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
+        posters = _accepted(module, posters, limits)
         try:
             signatures = {
                 name: function.get_concrete_function()
@@ -132,6 +134,19 @@ def _check_answers_alike(
             f"The SavedModel does not answer as the model does (scores differ by {difference}); "
             "nothing was published."
         )
+
+
+def _accepted(
+    module: serving_model.ServingModel, posters: list[bytes], limits: serving_model.Limits
+) -> list[bytes]:
+    """Returns the images that the model does not refuse."""
+    accepted = module.serving_default(tf.constant(posters))["ok"].numpy()
+    if not accepted.any():
+        raise config_lib.UsageError(
+            f"--max_image_bytes={limits.max_bytes}, --max_image_pixels={limits.max_pixels}: these "
+            "refuse every image that the export is tried with, down to 97x51. Raise them."
+        )
+    return [poster for poster, ok in zip(posters, accepted, strict=True) if ok]
 
 
 def _real_posters(run: run_directory.RunDirectory) -> list[bytes]:

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     try:
         builder = tfds.builder(name, data_dir=_DATA_DIR.value)
         built = builder.is_prepared()
-    except tfds.core.DatasetNotFoundError:
+    except (tfds.core.DatasetNotFoundError, ValueError):  # The latter for an unknown config.
         built = False
     if not built:
         sys.exit(

@@ -9,6 +9,7 @@ together: an element of its own for each would cost several times the row.
 import bisect
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import pickle
@@ -28,8 +29,8 @@ from poster_tfds import annotations as annotations_lib, faults, posters, source 
 _FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.
 _CHUNK = 1024  # Rows that a worker checks at a time.
-# Parts in which rows are grouped by the first byte of a hash: enough to be shared by many
-# workers, few enough that a chunk has several rows for each.
+# Rows are grouped by the first byte of a hash, into so many parts: few enough that a chunk has
+# several rows for each, and each of 10 million rows is small enough for a worker.
 _NUM_BUCKETS = 32
 
 
@@ -51,8 +52,11 @@ class Storage:
 
     def serialize(self, example: dict[str, Any]) -> bytes:
         """Returns an example as TFDS stores it."""
-        serializer = example_serializer.ExampleSerializer(self.features.get_serialized_info())
-        return serializer.serialize_example(self.features.encode_example(example))
+        return self._serializer.serialize_example(self.features.encode_example(example))
+
+    @functools.cached_property
+    def _serializer(self) -> example_serializer.ExampleSerializer:
+        return example_serializer.ExampleSerializer(self.features.get_serialized_info())
 
 
 class Outcome(NamedTuple):

@@ -15,14 +15,16 @@ class HeldError(RuntimeError):
 def hold(directory: os.PathLike):
     """Holds a directory of a local file system for this process; makes it if need be.
 
-    The lock goes with the process, however it ends. Object stores have no locks: there
-    nothing is held.
+    The lock goes with the process, however it ends. Object stores have no locks.
+
+    Yields:
+        Whether it is held: false on an object store.
 
     Raises:
         HeldError: another process holds the directory.
     """
     if "://" in os.fspath(directory):
-        yield
+        yield False
         return
     epath.Path(directory).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
@@ -33,6 +35,6 @@ def hold(directory: os.PathLike):
             raise HeldError(
                 f"Another process is at work in {directory}. Wait until it has ended."
             ) from None
-        yield
+        yield True
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 from collections.abc import Iterator
@@ -112,23 +113,35 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             metadata=tfds.core.MetadataDict(),
         )
 
-    def download_and_prepare(self, **kwargs):
+    def download_and_prepare(self, *, download_config=None, **kwargs):
         """Builds the dataset, as TFDS does, after clearing away what a killed build left.
+
+        One that is built already is left as it is, unless it is to be overwritten.
 
         Raises:
             faults.PosterDataError: the CSV or the posters have faults; it names them.
             RuntimeError: another process is building this configuration.
         """
+        build = functools.partial(
+            super().download_and_prepare, download_config=download_config, **kwargs
+        )
+        if self.is_prepared() and not (
+            download_config and download_config.download_mode.overwrite_dataset
+        ):
+            return build()
         directory = epath.Path(self.data_path).parent
-        with directory_lock.hold(directory):
-            for leftover in directory.glob("incomplete.*"):
+        with directory_lock.hold(directory) as held:
+            # Where nothing is held they may be those of a build that is at work.
+            for leftover in directory.glob("incomplete.*") if held else ():
                 leftover.rmtree()
-            super().download_and_prepare(**kwargs)
+            build()
 
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
         self._num_duplicates = 0
         super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
+        if download_config.max_examples_per_split == 0:  # Then TFDS opens no source.
+            return
         self.info.metadata.update(
             rejected=len(self._rejected),
             duplicates=self._num_duplicates + self._source.num_repeated,

@@ -28,14 +28,17 @@ GENRES = tuple(_SIGNS)
 
 
 def ensure_posters(directory: epath.PathLike, count: int, seed: int = 0) -> None:
-    """Draws `count` posters into `directory`, unless it exists already.
+    """Draws `count` posters into `directory`, unless they are there already.
 
     Writes `train.csv` and `Images/<Id>.jpg`. The directory appears complete or not
     at all.
     """
     directory = epath.Path(directory)
     if directory.exists():
-        return
+        with (directory / "train.csv").open() as file:
+            if sum(1 for _ in file) == count + 1:
+                return
+        directory.rmtree()
     for leftover in directory.parent.glob(f"{directory.name}.incomplete-*"):
         leftover.rmtree()
     unfinished = directory.parent / f"{directory.name}.incomplete-{uuid.uuid4().hex}"

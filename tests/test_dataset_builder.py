@@ -14,7 +14,7 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import faults, statistics, synthetic
+from poster_tfds import directory_lock, faults, statistics, synthetic
 from tests import conftest
 
 
@@ -206,6 +206,32 @@ def test_the_page_tells_what_the_dataset_holds(data_dir, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
     for name in ("genres", "labels_per_poster", "together", "sizes"):
         PIL.Image.open(tmp_path / f"{name}.png").verify()
+
+
+def test_a_dataset_that_is_not_built_has_no_page(tmp_path):
+    command = (sys.executable, "-m", "poster_tfds", "--config=mine", f"--data_dir={tmp_path}")
+    result = conftest.run(*command, check=False)
+    assert result.returncode == 1
+    assert "poster_tfds/mine is not built in" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_built_dataset_opens_while_another_process_is_at_work(posters, tmp_path):
+    conftest.build(posters, tmp_path, "imdb")
+    with directory_lock.hold(tmp_path / "poster_tfds" / "imdb") as held:
+        assert held
+        conftest.build(posters, tmp_path, "imdb")
+        with pytest.raises(directory_lock.HeldError, match="Another process is at work"):
+            conftest.build(
+                posters, tmp_path, "imdb", download_mode=tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+            )
+
+
+def test_another_number_of_synthetic_posters_is_drawn_anew(tmp_path):
+    for count in (3, 5, 5):
+        synthetic.ensure_posters(tmp_path / "drawn", count)
+        assert len(read_csv(tmp_path / "drawn" / "train.csv")) == count
+        assert len(list((tmp_path / "drawn" / "Images").iterdir())) == count
 
 
 def test_leaks_and_repeats_are_counted(posters, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from export import saved_model
+from export import saved_model, serving_model
 from tests import conftest, test_preprocessing
 from trainer import checkpoints, config, datasets, input_pipeline, steps
 
@@ -133,6 +133,25 @@ def test_a_model_that_answers_otherwise_is_not_published(run_dir, tmp_path, monk
     with pytest.raises((RuntimeError, tf.errors.OpError)):
         saved_model.export_saved_model(run_dir, tmp_path / "e")
     assert list((tmp_path / "e").iterdir()) == []
+
+
+def test_low_limits_leave_images_to_check_the_export_with(run_dir, tmp_path):
+    """The synthetic posters are of 90x131 pixels and more."""
+    limits = serving_model.Limits(max_pixels=97 * 51)
+    version = saved_model.export_saved_model(run_dir, tmp_path, limits=limits)
+    assert (version / "saved_model.pb").exists()
+    with pytest.raises(config.UsageError, match="--max_image_pixels=100: these refuse every"):
+        saved_model.export_saved_model(
+            run_dir, tmp_path, limits=serving_model.Limits(max_pixels=100)
+        )
+    assert saved_model.published_versions(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("flag", ["--run_dir", "--export_dir"])
+def test_a_folder_on_an_object_store_is_refused(run_dir, flag):
+    folders = {"--run_dir": run_dir, "--export_dir": "e", flag: "gs://bucket/folder"}
+    with pytest.raises(config.UsageError, match=f"{flag}=gs://bucket/folder: give a folder of a"):
+        saved_model.export_saved_model(*folders.values())
 
 
 def test_a_directory_without_a_run_is_refused_by_name(tmp_path):

@@ -58,6 +58,8 @@ ACCEPTED = {
     "arithmetic coding": ARITHMETIC,
     "1x1": make_jpeg(1, 1),
     "EXIF that asks for no turn": rotated(1),
+    "EXIF without a known orientation": rotated(0),
+    "EXIF that ends in its header": make_jpeg(60, 80, exif=b"Exif\0\0II*\0", dpi=(72, 72)),
     "bytes after the end": JPEG + b"trailing",
 }
 REFUSED = {
@@ -171,6 +173,17 @@ def test_a_poster_without_permission_is_named():
     assert image == JPEG
     assert (fault.line, fault.poster_id) == (3, "b")
     assert "b.jpg: Permission denied" in fault.reason
+
+
+def test_a_file_larger_than_memory_is_named_before_it_is_read(tmp_path):
+    rows = [annotations.Annotation(line, name, ()) for line, name in ((2, "a"), (3, "b"))]
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    with open(tmp_path / "b.jpg", "wb") as file:
+        file.write(JPEG)
+        file.truncate(1 << 40)  # Without taking room on the disk.
+    (_, image), (_, fault) = posters.read_checked(rows, tmp_path)
+    assert image == JPEG
+    assert "b.jpg: larger than 32 MB" in fault.reason
 
 
 def test_reading_many_says_of_each_what_reading_one_says(tmp_path):

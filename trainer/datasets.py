@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401  (registers the dataset)
+from poster_tfds import directory_lock
 from trainer import config as config_lib, runtime
 
 # tf.data's default pool has one thread a core, and threads that wait for a decoded
@@ -39,7 +40,10 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
                 f"--manual_dir=FOLDER --data_dir={data_dir}\n\n"
                 "where FOLDER holds train.csv and Images/."
             )
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except directory_lock.HeldError as error:
+            raise config_lib.UsageError(f"--dataset={name} is not built yet. {error}") from error
     return builder
 
 

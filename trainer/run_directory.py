@@ -36,11 +36,30 @@ _MAY_CHANGE = {
 _DECIDES_WEIGHTS = {"model", "image_size"}  # Checkpoints do not fit another.
 
 
+def local_path(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Returns a path of a file system.
+
+    Raises:
+        config.UsageError: it names an object store, which would become a folder of that name.
+    """
+    if "://" in os.fspath(path):
+        raise config_lib.UsageError(
+            f"{flag}={path}: give a folder of a file system, a mounted one if need be; only "
+            "--data_dir may be on an object store."
+        )
+    return pathlib.Path(path)
+
+
 class RunDirectory:
     """The files of a run, by name."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path)
+        """Names the files.
+
+        Raises:
+            config.UsageError: `path` is not of a file system.
+        """
+        self.path = local_path(path, "--run_dir")
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.learning_curves = self.path / "learning_curves.png"
