@@ -11,7 +11,15 @@ import tensorflow as tf
 
 from tests import conftest
 from tests.test_resume import finish, start, state, steps, wait_for
-from trainer import config, datasets, input_pipeline, run_directory
+from trainer import (
+    checkpoints,
+    config,
+    datasets,
+    input_pipeline,
+    models,
+    run_directory,
+    steps as steps_lib,
+)
 
 
 def refused(process, *expected):
@@ -109,6 +117,21 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
         "--image_size: 48 then, 64 now",
         "do not fit",
     )
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
+    """float16 wraps the optimizer: `--precision=auto` may mean another on another machine."""
+    settings = config.Config(image_size=48)
+    kept = []
+    for precision in ("mixed_float16", "float32"):
+        model = models.create_model(settings, 3, "float32")
+        optimizer = steps_lib.create_optimizer(settings, precision, 10)
+        optimizer.build(model.trainable_variables)
+        kept.append(checkpoints.Checkpoints(tmp_path, model, optimizer, 2))
+    kept[0].save(1, *np.zeros([2, 0, 3], np.float32))
+    assert kept[0].restore().step == 1
+    with pytest.raises(config.UsageError, match=r"00000001 does not fit .*in a --precision like"):
+        kept[1].restore()
 
 
 def test_a_setting_that_came_later_counts_as_its_default(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,9 @@ from tests import conftest
 from trainer import (
     checkpoints,
     config,
+    datasets,
     features,
+    input_pipeline,
     models,
     presets,
     run_directory,
@@ -84,10 +87,11 @@ def head_run(data_dir, tmp_path_factory):
     return run_dir
 
 
-def train(preset, data_dir, run_dir, *flags):
+def train(preset, data_dir, run_dir, *flags, **kwargs):
     return conftest.run(
         *(sys.executable, "-m", "trainer", "--dataset=poster_tfds/synthetic", preset),
         *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--image_size=64", *flags),
+        **kwargs,
     )
 
 
@@ -138,6 +142,33 @@ def test_fine_tuning_begins_where_the_head_ended_and_keeps_what_is_frozen(
     early = {f"block{i}_{kind}" for i in range(8) for kind in ("expand", "project")}
     depthwise = {f"block{i}_depthwise" for i in range(16)}
     assert kept - {"normalization"} == {"stem", *early, *depthwise} - {"block0_expand"}
+
+
+def test_a_loss_that_is_not_finite_names_the_posters_of_the_heads_batch(data_dir, tmp_path):
+    """Features are shuffled all together, whatever --shuffle_buffer says of posters."""
+    result = train(
+        "--preset=pretrained_head",
+        data_dir,
+        tmp_path,
+        *("--pretrained_weights=none", "--precision=float32", "--seed=3", "--shuffle_buffer=50"),
+        *("--learning_rate=1e38", "--learning_rate_schedule=constant", "--weight_decay=0"),
+        check=False,
+    )
+    step, ids = re.search(r"at step (\d+)\. Its batch: (.*)\.\n", result.stderr).groups()
+    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+    in_order = take(
+        input_pipeline.eval_dataset(builder, "train", image_size=8, batch_size=102, cached=False), 5
+    )
+    labels = np.concatenate([batch["genres"] for batch in in_order])
+    tf.random.set_seed(3 + 1)  # As the trainer does.
+    known = features.Features(np.zeros([len(labels), 1, 1], np.float32), labels)
+    batch = take(features.train_dataset(known, batch_size=64, seed=3), int(step))[-1]
+    genres = {
+        example["poster_id"].decode(): example["genres"]
+        for example in datasets.read(builder, "train").as_numpy_iterator()
+    }
+    expected = [np.isin(np.arange(8), genres[poster_id]) for poster_id in ids.split(", ")]
+    np.testing.assert_array_equal(batch["genres"], expected)
 
 
 def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):

@@ -221,6 +221,9 @@ def test_free_memory_is_that_of_the_cgroup_if_it_is_less(monkeypatch):
     assert runtime.available_memory() == 8 * 1024
     files["/sys/fs/cgroup/memory.max"] = "5000"
     assert runtime.available_memory() == 4000
+    files["/sys/fs/cgroup/memory.stat"] = "anon 700\ninactive_file 300\nactive_file 0"
+    assert runtime.available_memory() == 4300
+    del files["/sys/fs/cgroup/memory.stat"]
     files["/sys/fs/cgroup/memory.current"] = "6000"
     assert runtime.available_memory() == 0
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import config, efficientnet, models, pretrained
+from trainer import applications, config, efficientnet, models, pretrained
 
 # The eight largest features of two pictures, and the mean of all 1280: computed once by
 # efficientnet_lite_pytorch 0.1.0 with PyTorch 2.13 from the same file of weights.
@@ -141,5 +141,7 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
     other = keras_config(pretrained_weights=str(pretrained.find_lite0_weights()))
     with pytest.raises(config.UsageError, match=r"cannot be loaded into keras:MobileNetV2"):
         models.load_pretrained_weights(model, other)
+    with pytest.raises(config.UsageError, match=r"EfficientNetB0 .*=imagenet: Keras scales"):
+        applications.load_weights(None, "EfficientNetB0", "imagenet")
     with pytest.raises(config.UsageError, match=r"MobileNet5: choose one of .*MobileNetV2"):
         models.create_model(config.Config(model="keras:MobileNet5"), 5, "float32")

@@ -17,7 +17,8 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     "compact",
     presets.PRESETS,
-    "Settings that belong together: a model and how to train it. Flags change single ones.",
+    "Settings that belong together: a model and how to train it, in place of the defaults below "
+    "(those of `reference`). Flags change single ones.",
 )
 _RESUME = flags.DEFINE_bool(
     "resume", True, "Go on from the last checkpoint if --run_dir holds a run."

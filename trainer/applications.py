@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 
 import keras
 
@@ -54,6 +55,12 @@ def load_weights(backbone: keras.Model, name: str, source: str | os.PathLike) ->
     Raises:
         config.UsageError: they cannot be had, or are of another network.
     """
+    if name.startswith("EfficientNetB"):
+        raise config.UsageError(
+            f"--model=keras:{name} --pretrained_weights={source}: Keras scales the input of "
+            "EfficientNetB0 to B7 otherwise with its ImageNet weights than without, and a file "
+            "does not say which it is of. Take keras:EfficientNetV2B0 to V2B3."
+        )
     try:
         if source == "imagenet":
             network = getattr(_module(name), name)(include_top=False, pooling="avg")
@@ -68,8 +75,8 @@ def load_weights(backbone: keras.Model, name: str, source: str | os.PathLike) ->
 
 def _module(name: str):
     """Returns the module of keras.applications that has the network and its preprocessing."""
-    for _, module in inspect.getmembers(keras.applications, inspect.ismodule):
-        if inspect.isfunction(getattr(module, name, None)) and name[0].isupper():
-            return module
+    function = getattr(keras.applications, name, None)
+    if inspect.isfunction(function):
+        return sys.modules[function.__module__]
     names = [n for n, _ in inspect.getmembers(keras.applications, inspect.isfunction)]
     raise config.UsageError(f"--model=keras:{name}: choose one of {', '.join(names)}.")

@@ -88,10 +88,18 @@ class Checkpoints:
         """Restores the newest checkpoint that can be read, if there is one.
 
         Raises:
-            config.UsageError: there are checkpoints, and none can be read.
+            config.UsageError: there are checkpoints, and none can be read, or they are of
+                another model or optimizer.
         """
         if path := find(self._directory):
-            self._checkpoint.read(str(path / _PREFIX)).assert_existing_objects_matched()
+            try:
+                self._checkpoint.read(str(path / _PREFIX)).assert_existing_objects_matched()
+            except (AssertionError, ValueError) as error:
+                raise config_lib.UsageError(
+                    f"The checkpoint {path} does not fit these settings ({_first_line(error)}). "
+                    "Go on with those that the run began with, in a --precision like its own, or "
+                    "choose another --run_dir."
+                ) from error
         return State(int(self._step.numpy()), self._labels.numpy(), self._logits.numpy())
 
     def save(self, step: int, labels: np.ndarray, logits: np.ndarray) -> None:

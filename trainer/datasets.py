@@ -16,6 +16,14 @@ from trainer import config as config_lib, runtime
 _THREADS_PER_CORE = 8
 # Of a TFRecord: 8 bytes of length, and 4 of checksum for the length and for the data.
 _RECORD_OVERHEAD = 16
+_ERRORS_OF_DATA = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -143,10 +151,8 @@ def damage_named(builder: tfds.core.DatasetBuilder, split: str):
     try:
         yield
     except tf.errors.OpError as error:
-        # Not every failure is the data's.
-        if isinstance(error, tf.errors.UnavailableError) or not (
-            damage := find_damage(builder, split)
-        ):
+        # Looked for, in all of the data, only where the failure may be the data's.
+        if not isinstance(error, _ERRORS_OF_DATA) or not (damage := find_damage(builder, split)):
             raise
         raise config_lib.UsageError(
             f"{builder.info.full_name} is damaged:\n{damage}\nBuild it again with `tfds build`; "

@@ -165,7 +165,7 @@ class RunDirectory:
         process left is removed.
 
         Args:
-            worker: which of the run's workers keeps it: each its own part of the posters.
+            worker: which of the run's workers keeps it: each has one of its own.
         """
         directory = self.path / "cache" / str(worker)
         shutil.rmtree(directory, ignore_errors=True)

@@ -247,15 +247,20 @@ def _cpu_flags() -> set[str]:
 def available_memory() -> int:
     """Returns the bytes that this process may still take: of the machine or of its cgroup."""
     available = _read_int(pathlib.Path("/proc/meminfo"), "MemAvailable:") * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    for directory, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
         ),
     ):
-        if limit_bytes := _read_int(pathlib.Path(limit)):
-            available = min(available, limit_bytes - _read_int(pathlib.Path(used)))
+        directory = pathlib.Path(directory)
+        if limit_bytes := _read_int(directory / limit):
+            # What files left in memory is given back when it is wanted.
+            reclaimable = _read_int(directory / "memory.stat", cached)
+            available = min(available, limit_bytes - _read_int(directory / used) + reclaimable)
     return max(available, 0)
 
 

@@ -204,8 +204,8 @@ def _predict(model, images: tf.Tensor) -> tf.Tensor:
     """Returns what a model answers in training to a replica's part of a batch.
 
     Several replicas may have more of them than the last batch of an epoch has posters. One
-    without any looks at a black poster that counts nowhere: oneDNN's kernels do not bear an
-    empty batch.
+    without any looks at a black poster, since oneDNN's kernels do not bear an empty batch. It
+    counts nowhere but in the moving statistics of Keras's own normalization (`keras:NAME`).
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return model(images, training=True)

@@ -71,12 +71,7 @@ def train_and_evaluate(
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         with strategy.scope():
-            model = models.create_model(config, len(data.genres), precision)
-            average = None
-            if config.weight_average:
-                average = models.create_model(config, len(data.genres), precision)
-            optimizer = steps.create_optimizer(config, precision, data.steps_per_epoch)
-            optimizer.build(model.trainable_variables)
+            model, average, optimizer = _create(config, data, precision)
         checkpoints = checkpoints_lib.Checkpoints(
             run.checkpoints, model, optimizer, config.keep_checkpoints, chief, average
         )
@@ -95,23 +90,13 @@ def train_and_evaluate(
             + f"\ncache {data.cache.name}: {data.cache.reason}",
             flush=True,
         )
+        trained, evaluated = model, average or model
         if config.freeze == config_lib.BACKBONE:
-            vote = runtime.make_vote(strategy)
-            inputs = inputs_lib.feature_inputs(
-                config,
-                data,
-                model.get_layer(config_lib.BACKBONE),
-                strategy,
-                state.step,
-                should_stop=lambda: vote(stop.requested)[0],
-            )
-            if inputs is None:
-                print("Stopped before it trained. The same command begins again.", flush=True)
-                return
-            trained, evaluated = (m.get_layer("head") for m in (model, average or model))
-        else:
-            inputs = inputs_lib.poster_inputs(config, data, run, state.step)
-            trained, evaluated = model, average or model
+            trained, evaluated = (m.get_layer("head") for m in (trained, evaluated))
+        inputs = _open_inputs(config, run, strategy, data, model, state.step, stop)
+        if inputs is None:
+            print("Stopped before it trained. The same command goes on.", flush=True)
+            return
         running_average = None
         if average:
             running_average = steps.WeightAverage(evaluated, trained, config.weight_average)
@@ -153,6 +138,46 @@ def train_and_evaluate(
             stop,
             start,
         ).run()
+
+
+def _create(
+    config: config_lib.Config, data: inputs_lib.RunData, precision: str
+) -> tuple[keras.Model, keras.Model | None, keras.optimizers.Optimizer]:
+    """Returns a fresh model, one for the average of its weights if it is wanted, and optimizer."""
+    num_genres = len(data.genres)
+    model = models.create_model(config, num_genres, precision)
+    average = None
+    if config.weight_average:
+        average = models.create_model(config, num_genres, precision)
+    optimizer = steps.create_optimizer(config, precision, data.steps_per_epoch)
+    optimizer.build(model.trainable_variables)
+    return model, average, optimizer
+
+
+def _open_inputs(
+    config: config_lib.Config,
+    run: run_directory.RunDirectory,
+    strategy: tf.distribute.Strategy,
+    data: inputs_lib.RunData,
+    model: keras.Model,
+    start_step: int,
+    stop: stopping.StopRequest,
+) -> inputs_lib.Inputs | None:
+    """Returns batches of posters, or of the features that a frozen backbone has for them.
+
+    Or None, if a stop was asked for while those were computed.
+    """
+    if config.freeze != config_lib.BACKBONE:
+        return inputs_lib.poster_inputs(config, data, run, start_step)
+    vote = runtime.make_vote(strategy)
+    return inputs_lib.feature_inputs(
+        config,
+        data,
+        model.get_layer(config_lib.BACKBONE),
+        strategy,
+        start_step,
+        should_stop=lambda: vote(stop.requested)[0],
+    )
 
 
 def _begin(
@@ -214,7 +239,7 @@ class _Loop:
         self._answers = [(state.labels, state.logits)]  # Of the epoch so far.
         records = [record for record in run.read_metrics() if record["step"] <= state.step]
         self._is_recorded = state.step in {record["step"] for record in records}
-        # Had this process done all of the run, it would have begun then.
+        # Had this process done all of the run up to its last evaluation, it would have begun then.
         self._start = start - (records[-1]["seconds"] if records else 0)
         self._images_per_second = None  # Unless this process trains.
         self._stopped = False
@@ -366,15 +391,17 @@ class _Loop:
                         self._config.train_split,
                         step=step,
                         batch_size=self._config.batch_size,
-                        shuffle_buffer=self._config.shuffle_buffer,
+                        shuffle_buffer=self._data.num_train
+                        if self._config.freeze == config_lib.BACKBONE
+                        else self._config.shuffle_buffer,
                         seed=self._config.seed,
                     )
                     posters = ", ".join(ids)
                 raise config_lib.UsageError(
                     f"The loss or its gradients are not finite at step {step}. Its batch: "
                     f"{posters}.\nThe checkpoints in {self._run.checkpoints} are from "
-                    "before it. A lower --learning_rate or --precision=float32 may help; give it "
-                    "with --override to go on, or begin anew in another --run_dir."
+                    "before it. A lower --learning_rate may help; give it with --override to go "
+                    "on. Or begin anew in another --run_dir, with --precision=float32."
                 )
 
 

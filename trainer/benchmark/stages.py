@@ -1,6 +1,7 @@
 """The trainer's own stages: each a function that takes a turn of some seconds."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -76,6 +77,10 @@ def training_stages(builder, config: config_lib.Config, precision: str) -> dict[
     cold = _train_dataset(builder, config, "none")
     cache = input_pipeline.choose_cache("auto", builder, config.train_split, config.image_size)
     warm = iter(_train_dataset(builder, config, cache.name))
+    if cache.name != "none":  # What is not kept is never warm.
+        num_train = datasets.num_examples(builder, config.train_split)
+        for _ in range(math.ceil(num_train / config.batch_size)):
+            next(warm)
     return {
         "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat())),
         "warm_pipeline": functools.partial(turns.take_turn, lambda: _size(next(warm))),
