@@ -94,7 +94,7 @@ class Checkpoints:
         if path := find(self._directory):
             try:
                 self._checkpoint.read(str(path / _PREFIX)).assert_existing_objects_matched()
-            except (AssertionError, ValueError) as error:
+            except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:
                 raise config_lib.UsageError(
                     f"The checkpoint {path} does not fit these settings ({_first_line(error)}). "
                     "Go on with those that the run began with, in a --precision like its own, or "
