@@ -274,5 +274,10 @@ def _read_int(path: pathlib.Path, field: str = "") -> int:
 
 
 def num_cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Returns the cores that this process may use: of the machine or of its cgroup."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split())
+    except (OSError, ValueError):  # There is no cgroup, or it may use all.
+        return cores
+    return min(cores, max(1, quota // period))
