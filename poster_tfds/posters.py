@@ -107,7 +107,7 @@ def _start_reading(rows, images_dir: epath.PathLike) -> Iterator:
             paths.append(os.fspath(path))
     options = tf.data.Options()
     options.autotune.enabled = False
-    num_threads = os.cpu_count() or 1
+    num_threads = len(os.sched_getaffinity(0))
     options.threading.private_threadpool_size = num_threads
     slices = (tf.constant(positions, tf.int64), tf.constant(paths, tf.string))
     batches = (

@@ -25,6 +25,7 @@ def run(*command, cwd=PROJECT, check=True, **environment):
         env={**os.environ, **environment},
         text=True,
         capture_output=True,
+        timeout=900,
     )
     if check and result.returncode:
         raise AssertionError(f"{command} failed:\n{result.stdout}\n{result.stderr}")

@@ -200,7 +200,7 @@ def many_posters(tmp_path_factory):
 
 
 def wait_for_incomplete(directory, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (found := list(directory.glob("incomplete.*"))):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -210,7 +210,7 @@ def wait_for_incomplete(directory, process):
 
 def test_a_killed_build_harms_nothing_and_the_next_one_clears_up(many_posters, tmp_path):
     version = tmp_path / "poster_tfds/mine/1.0.0"
-    for delay in (0, 0.3, 1.0):
+    for delay in (0, 0.2, 0.5):
         process = start_build(many_posters, tmp_path)
         wait_for_incomplete(version.parent, process)
         time.sleep(delay)

@@ -1,6 +1,7 @@
 """What is exported answers as what was trained, from any directory, in a session."""
 
 import json
+import pathlib
 import shutil
 import sys
 
@@ -121,16 +122,33 @@ def test_every_export_is_a_new_version_and_nothing_else_is_left(run_dir, export_
     assert directories == {"1", "7", version.name}
 
 
-def test_a_model_that_answers_otherwise_is_not_published(run_dir, tmp_path, monkeypatch):
+def damage_the_file(module, path):
+    (data,) = (path / "variables").glob("*.data*")
+    data.write_bytes(bytes(data.stat().st_size))
+
+
+def change_the_model(module, path):
+    module._variables[-1].assign_add([0.01] * 8)  # The bias of the logits.
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (damage_the_file, tf.errors.OpError, "Checksum does not match"),
+        (change_the_model, RuntimeError, "does not answer as the model does"),
+    ],
+)
+def test_a_model_that_answers_otherwise_is_not_published(
+    run_dir, tmp_path, monkeypatch, change, error, said
+):
     real_save = tf.saved_model.save
 
-    def save_damaged(module, path, signatures):
+    def save(module, path, signatures):
         real_save(module, path, signatures)
-        (data,) = (tmp_path / "e").glob("incomplete*/variables/*.data*")
-        data.write_bytes(bytes(data.stat().st_size))
+        change(module, pathlib.Path(path))
 
-    monkeypatch.setattr(tf.saved_model, "save", save_damaged)
-    with pytest.raises((RuntimeError, tf.errors.OpError)):
+    monkeypatch.setattr(tf.saved_model, "save", save)
+    with pytest.raises(error, match=said):
         saved_model.export_saved_model(run_dir, tmp_path / "e")
     assert list((tmp_path / "e").iterdir()) == []
 

@@ -1,5 +1,6 @@
 """What may go wrong with a run ends in one message, and nothing good is lost."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -117,6 +118,10 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
         "--image_size: 48 then, 64 now",
         "do not fit",
     )
+    run = run_directory.RunDirectory(tmp_path)
+    other_model = dataclasses.replace(run.read_config()[0], model="compact_cnn")
+    with pytest.raises(config.UsageError, match="checkpoints do not fit another model"):
+        run.check_continues(other_model, resume=True, override=True)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
@@ -172,6 +177,14 @@ def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):
     refused(
         start(copied, tmp_path / "run", "--max_steps=2"), "the dataset has changed", "Its genres"
     )
+
+
+def test_a_dataset_with_another_number_of_posters_is_refused(tmp_path):
+    run = run_directory.RunDirectory(tmp_path)
+    run.write_config(config.Config(), genres=["Noir"], num_train=10)
+    run.check_same_data(["Noir"], 10)
+    with pytest.raises(config.UsageError, match="number of posters to train on then: 10; now: 11"):
+        run.check_same_data(["Noir"], 11)
 
 
 IN_OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")

@@ -243,12 +243,12 @@ def test_the_average_of_the_weights_is_numpys_and_has_the_statistics_too():
     average, model = (models.create_model(chosen, 3, "float32") for _ in range(2))
     models.copy_weights(model, average)
     expected = model.get_weights()
-    running = steps.WeightAverage(average, model, momentum=0.5)
+    running = steps.WeightAverage(average, model, momentum=0.3)
     rng = np.random.default_rng(0)
     for step in range(1, 8):
         model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
         running.update(tf.constant(step))
-        momentum = min(0.5, (1 + step) / (10 + step))  # 2/11, 3/12, ... up to one half.
+        momentum = min(0.3, (1 + step) / (10 + step))  # 2/11, 3/12, and from then on 0.3.
         expected = [
             momentum * mean + (1 - momentum) * weight
             for mean, weight in zip(expected, model.get_weights(), strict=True)

@@ -146,6 +146,11 @@ def test_what_cannot_be_read_is_named_with_its_line(path_maker, reason, tmp_path
     assert reason in fault.reason
 
 
+def test_a_link_to_a_poster_is_followed(tmp_path):
+    (tmp_path / "elsewhere").write_bytes(JPEG)
+    assert read(lambda path: path.symlink_to("elsewhere"), tmp_path) == JPEG
+
+
 @contextlib.contextmanager
 def as_nobody():
     """Root may read every file: as root, becomes a user who may not."""

@@ -72,6 +72,9 @@ def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, capsy
     assert "Going on after step 20 of 48" in printed
     assert steps == [16, 16, 20, 20, 32, 32, 48, 48]
     assert "all 48 steps are done" in go_on()[1]
+    seconds = [record["seconds"] for record in read_metrics(tmp_path)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
 
 
 def test_a_run_is_not_mixed_with_another(data_dir, run_dir):
@@ -104,7 +107,8 @@ def test_a_dataset_that_is_not_built_gets_its_command(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_synthetic_builds_itself_and_start_up_is_quiet(tmp_path):
+def test_synthetic_builds_itself_and_start_up_is_quiet(tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")  # With which the other tests keep it quiet.
     result = conftest.train("--max_steps=1", data_dir=tmp_path / "d", run_dir=tmp_path / "r")
     assert len(read_metrics(tmp_path / "r")) == 2
     for noise in ("cudart", "cuInit", "oneDNN", "WARNING"):
