@@ -77,13 +77,21 @@ def training_stages(builder, config: config_lib.Config, precision: str) -> dict[
     cold = _train_dataset(builder, config, "none")
     cache = input_pipeline.choose_cache("auto", builder, config.train_split, config.image_size)
     warm = iter(_train_dataset(builder, config, cache.name))
-    if cache.name != "none":  # What is not kept is never warm.
+
+    @functools.cache
+    def pass_an_epoch():
         num_train = datasets.num_examples(builder, config.train_split)
         for _ in range(math.ceil(num_train / config.batch_size)):
             next(warm)
+
+    def warm_pipeline(seconds: float) -> turns.Turn:
+        if cache.name != "none":  # What is not kept is never warm.
+            pass_an_epoch()
+        return turns.take_turn(lambda: _size(next(warm)), seconds)
+
     return {
         "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat())),
-        "warm_pipeline": functools.partial(turns.take_turn, lambda: _size(next(warm))),
+        "warm_pipeline": warm_pipeline,
         "step_fed_cold": fed_by(iter(cold)),
         "step_fed_warm": fed_by(warm),
     }
