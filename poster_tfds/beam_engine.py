@@ -1,20 +1,17 @@
 """The build as an Apache Beam pipeline, for posters that one machine should not go through.
 
 It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
-twice, to check it and by the worker that writes its shard, so that Beam moves rows and hashes
-only: no runner has to shuffle images or to hold them. And it moves many rows at a time, packed
-together: an element of its own for each would cost several times the row.
+twice, to check it and by the worker that writes its shard. Rows wait in files beside the shards:
+what Beam moves is where they stand there, so that no runner has to shuffle images or rows, or to
+hold them, and its memory does not depend on how many there are.
 """
 
 import bisect
-import collections
 import dataclasses
 import functools
 import itertools
 import json
-import pickle
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -24,14 +21,18 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer, hashing, utils, writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
-from poster_tfds import annotations as annotations_lib, faults, posters, source as source_lib
+from poster_tfds import (
+    annotations as annotations_lib,
+    faults,
+    posters,
+    row_files as row_files_lib,
+    source as source_lib,
+)
 
 _FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.
-_CHUNK = 1024  # Rows that a worker checks at a time.
-# Rows are grouped by the first byte of a hash, into so many parts: few enough that a chunk has
-# several rows for each, and each of 10 million rows is small enough for a worker.
-_NUM_BUCKETS = 32
+_MAX_CHUNK = 1 << 14  # Rows that a worker holds at a time, more or less.
+_MIN_CHUNKS = 64  # Enough for some workers to share them evenly.
 
 
 @dataclasses.dataclass
@@ -93,7 +94,7 @@ class _Item(NamedTuple):
     Attributes:
         split: of the row.
         row: of the CSV.
-        digest: of the poster, as long as it is needed.
+        digest: of the poster; empty if duplicates are kept.
         key: TFDS's hash of the example's key.
         num_bytes: size of the example, serialized.
     """
@@ -119,7 +120,12 @@ def build(
         storage: where the examples go.
         download_config: gives Beam's runner and options.
     """
-    outcome_path = next(iter(storage.templates.values())).data_dir / "outcome.json"
+    directory = next(iter(storage.templates.values())).data_dir / "beam"
+    directory.mkdir()
+    num_rows = sum(source.num_rows.values())
+    row_files = row_files_lib.RowFiles(directory, -(-num_rows // _MAX_CHUNK))
+    chunk = min(_MAX_CHUNK, -(-num_rows // _MIN_CHUNKS))
+    outcome_path = directory / "outcome.json"
     options = download_config.beam_options or beam.options.pipeline_options.PipelineOptions()
     # As TFDS does: Beam takes all outputs of a transform to be of one type.
     options.view_as(beam.options.pipeline_options.TypeOptions).pipeline_type_check = False
@@ -127,11 +133,11 @@ def build(
         checked = (
             pipeline
             | "Splits" >> beam.Create(list(source.num_rows))
-            | "ReadRows" >> beam.FlatMap(_read_rows, source)
+            | "ReadRows" >> beam.FlatMap(_read_rows, source, chunk, row_files)
             | "SpreadRows" >> beam.Reshuffle()
             | "Check"
             >> beam.FlatMap(
-                _check, source.images_dir, storage, config.drop_duplicates
+                _check, source.images_dir, storage, config.drop_duplicates, row_files
             ).with_outputs(_FAULTS, main="sound")
         )
         found = checked[_FAULTS] | "AllFaults" >> beam.combiners.ToList()
@@ -141,7 +147,8 @@ def build(
             first = (
                 sound
                 | "GroupDigests" >> beam.GroupByKey()
-                | "KeepFirst" >> beam.FlatMap(_keep_first).with_outputs(_DUPLICATES, main="kept")
+                | "KeepFirst"
+                >> beam.FlatMap(_keep_first, row_files).with_outputs(_DUPLICATES, main="kept")
             )
             sound, num_duplicates = first.kept, first[_DUPLICATES]
         num_duplicates = num_duplicates | "AllDuplicates" >> beam.CombineGlobally(sum)
@@ -150,17 +157,24 @@ def build(
         buckets = sound | "GroupBuckets" >> beam.GroupByKey()
         layouts = (
             buckets
-            | "Measure" >> beam.Map(_measure)
+            | "Measure" >> beam.Map(_measure, row_files)
             | "AllBuckets" >> beam.combiners.ToList()
             | "LayOut"
             >> beam.Map(_lay_out, beam.pvalue.AsSingleton(found), config.on_error, storage)
         )
         _ = (
             buckets
-            | "FindShards" >> beam.FlatMap(_find_shards, beam.pvalue.AsSingleton(layouts))
+            | "FindShards"
+            >> beam.FlatMap(_find_shards, beam.pvalue.AsSingleton(layouts), row_files)
             | "GroupShards" >> beam.GroupByKey()
             | "WriteShards"
-            >> beam.Map(_write_shard, beam.pvalue.AsSingleton(layouts), source.images_dir, storage)
+            >> beam.Map(
+                _write_shard,
+                beam.pvalue.AsSingleton(layouts),
+                source.images_dir,
+                storage,
+                row_files,
+            )
         )
         _ = layouts | "WriteOutcome" >> beam.Map(
             _write_outcome,
@@ -168,22 +182,32 @@ def build(
             beam.pvalue.AsSingleton(num_duplicates),
             outcome_path,
         )
-    return _collect_outcome(outcome_path, storage)
+    outcome = _collect_outcome(outcome_path, storage)
+    directory.rmtree()
+    return outcome
 
 
-def _read_rows(split: str, source: source_lib.PosterSource) -> Iterator[tuple[str, bytes]]:
-    """Yields (split, some rows of it, packed)."""
+def _read_rows(
+    split: str, source: source_lib.PosterSource, chunk: int, row_files: row_files_lib.RowFiles
+) -> Iterator[tuple[str, row_files_lib.Part]]:
+    """Yields (split, where some rows of it stand)."""
     rows = source.rows(split)
-    for chunk in iter(lambda: list(itertools.islice(rows, _CHUNK)), []):
-        yield split, _pack(chunk)
+    for some in iter(lambda: list(itertools.islice(rows, chunk)), []):
+        yield from row_files.write(some, lambda row: split)
 
 
-def _check(chunk, images_dir: epath.Path, storage: Storage, digests: bool) -> Iterator:
-    """Yields a fault for each row that has one, and the others as `_group` does."""
+def _check(
+    chunk,
+    images_dir: epath.Path,
+    storage: Storage,
+    digests: bool,
+    row_files: row_files_lib.RowFiles,
+) -> Iterator:
+    """Yields a fault for each row that has one, and where the others stand, by their bucket."""
     split, rows = chunk
     hasher = hashing.Hasher(split)
     items = []
-    for row in _unpack([rows]):
+    for row in row_files.read([rows]):
         image = posters.read_one(row, images_dir)
         if isinstance(image, faults.Fault):
             yield beam.pvalue.TaggedOutput(_FAULTS, image)
@@ -198,51 +222,28 @@ def _check(chunk, images_dir: epath.Path, storage: Storage, digests: bool) -> It
                 len(storage.serialize(example)),
             )
         )
-    yield from _group(items, _bucket_of_digest if digests else _bucket_of_key)
+    if digests:
+        yield from row_files.write(items, lambda item: row_files.bucket(item.digest))
+    else:
+        yield from _into_buckets(items, row_files)
 
 
-def _group(items: Iterable[_Item], key: Callable) -> Iterator[tuple[Any, bytes]]:
-    """Yields (key, the items that have it, packed)."""
-    groups = collections.defaultdict(list)
-    for item in items:
-        groups[key(item)].append(item)
-    for value, group in groups.items():
-        yield value, _pack(group)
+def _into_buckets(items: Iterable[_Item], row_files: row_files_lib.RowFiles) -> list:
+    """Returns where items stand by split and bucket of their key."""
+    return row_files.write(items, lambda item: (item.split, row_files.bucket(item.key)))
 
 
-def _pack(rows: list) -> bytes:
-    return zlib.compress(pickle.dumps(rows), level=1)
-
-
-def _unpack(parts: Iterable[bytes]) -> Iterator:
-    """Yields the rows of several `_pack`s."""
-    return (row for part in parts for row in pickle.loads(zlib.decompress(part)))
-
-
-def _bucket_of_digest(item: _Item) -> int:
-    return _bucket(item.digest)
-
-
-def _bucket_of_key(item: _Item) -> tuple[str, int]:
-    return item.split, _bucket(item.key)
-
-
-def _bucket(hashed: bytes) -> int:
-    """Returns the number of a hash's bucket; they are in the order of the hashes."""
-    return hashed[0] * _NUM_BUCKETS >> 8
-
-
-def _keep_first(group) -> Iterator:
+def _keep_first(group, row_files: row_files_lib.RowFiles) -> Iterator:
     """Yields the rows of a bucket of digests, of those with one poster the first.
 
     It is the one that the other engine meets first. How many others there are is yielded too.
     """
     kept = {}
     num_items = 0
-    for item in _unpack(group[1]):
+    for item in row_files.read(group[1]):
         num_items += 1
         kept[item.digest] = min(item, kept.get(item.digest, item), key=_order_of_reading)
-    yield from _group((item._replace(digest=b"") for item in kept.values()), _bucket_of_key)
+    yield from _into_buckets(kept.values(), row_files)
     yield beam.pvalue.TaggedOutput(_DUPLICATES, num_items - len(kept))
 
 
@@ -250,10 +251,10 @@ def _order_of_reading(item: _Item) -> tuple[int, int]:
     return source_lib.SPLITS.index(item.split), item.row.line
 
 
-def _measure(group) -> tuple[str, int, int, int]:
+def _measure(group, row_files: row_files_lib.RowFiles) -> tuple[str, int, int, int]:
     """Returns split and number of a bucket, its examples and their bytes."""
     (split, bucket), parts = group
-    sizes = [item.num_bytes for item in _unpack(parts)]
+    sizes = [item.num_bytes for item in row_files.read(parts)]
     return split, bucket, len(sizes), sum(sizes)
 
 
@@ -275,26 +276,30 @@ def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layo
     return layouts
 
 
-def _find_shards(group, layouts: dict[str, _Layout]) -> Iterator:
-    """Yields the rows of a bucket, as `_group` does by (split, number of the shard)."""
+def _find_shards(group, layouts: dict[str, _Layout], row_files: row_files_lib.RowFiles) -> Iterator:
+    """Yields where the rows of a bucket stand, by (split, number of the shard)."""
     (split, bucket), parts = group
     if split not in layouts:
         return
     layout = layouts[split]
-    items = sorted(_unpack(parts), key=_key)
+    items = sorted(row_files.read(parts), key=_key)
     ranks = {item.key: rank for rank, item in enumerate(items, layout.bucket_starts[bucket])}
-    yield from _group(
+    yield from row_files.write(
         items, lambda item: (split, bisect.bisect_right(layout.shard_ends, ranks[item.key]))
     )
 
 
 def _write_shard(
-    group, layouts: dict[str, _Layout], images_dir: epath.Path, storage: Storage
+    group,
+    layouts: dict[str, _Layout],
+    images_dir: epath.Path,
+    storage: Storage,
+    row_files: row_files_lib.RowFiles,
 ) -> None:
     (split, shard), parts = group
 
     def examples():
-        for item in sorted(_unpack(parts), key=_key):
+        for item in sorted(row_files.read(parts), key=_key):
             image = posters.poster_path(images_dir, item.row.poster_id).read_bytes()
             _, example = source_lib.make_example(item.row, image)
             yield int.from_bytes(item.key, "big"), storage.serialize(example)
@@ -317,7 +322,6 @@ def _write_outcome(layouts, found, num_duplicates: int, path: epath.Path) -> Non
 
 def _collect_outcome(path: epath.Path, storage: Storage) -> Outcome:
     layouts, found, num_duplicates = json.loads(path.read_text())
-    path.unlink()
     splits = {}
     for split, (num_bytes, shard_ends, _) in layouts.items():
         lengths = np.diff(shard_ends, prepend=0).tolist()

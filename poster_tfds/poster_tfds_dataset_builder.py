@@ -13,7 +13,7 @@ from etils import epath
 from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
-from poster_tfds import directory_lock, faults, posters, source as source_lib, synthetic
+from poster_tfds import directory_lock, faults, first_seen, posters, source as source_lib, synthetic
 
 _MIN_SHARDS = 16
 _MAX_SHARD_BYTES = 128 << 20
@@ -179,13 +179,15 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         self._open_source(dl_manager)
-        seen = set()
+        seen = first_seen.FirstSeen()
         return {
             split: _Sized(self._generate_examples(split, seen), num_rows)
             for split, num_rows in self._source.num_rows.items()
         }
 
-    def _generate_examples(self, split: str, seen: set[bytes]) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(
+        self, split: str, seen: first_seen.FirstSeen
+    ) -> Iterator[tuple[str, dict]]:
         """Yields the examples of a split.
 
         At the first fault, unless faults are skipped, nothing more is yielded: what
@@ -206,10 +208,9 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
                 raise faults.PosterDataError(source.csv_path, found)
             if self.builder_config.drop_duplicates:
                 digest = source_lib.poster_digest(image)
-                if digest in seen:
+                if seen.setdefault(digest, row.line) != row.line:
                     self._num_duplicates += 1
                     continue
-                seen.add(digest)
             empty = False
             yield source_lib.make_example(row, image)
         if empty:

@@ -15,7 +15,7 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from poster_tfds import faults, synthetic
+from poster_tfds import beam_engine, faults, synthetic
 from tests import conftest, test_faults, test_posters
 from tests.test_dataset_builder import posters, read_split, sha256_of_files  # noqa: F401
 
@@ -78,7 +78,10 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
     assert max(images.values()) == 1
 
 
-def test_both_engines_write_the_same_bytes(posters, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("max_chunk", [beam_engine._MAX_CHUNK, 7])
+def test_both_engines_write_the_same_bytes(max_chunk, posters, tmp_path, monkeypatch):  # noqa: F811
+    """With one bucket of rows and with six, whose borders are not those of the shards."""
+    monkeypatch.setattr(beam_engine, "_MAX_CHUNK", max_chunk)
     damage_csv(posters)
     one, beam = tmp_path / "one", tmp_path / "beam"
     conftest.build(posters, one, SKIP)

@@ -77,15 +77,18 @@ def test_a_split_without_rows_is_left_out(posters):
     assert "test" not in open_source(posters, test_fraction=0.0).num_rows
 
 
-def test_repeated_ids_are_kept_dropped_or_refused(posters):
+@pytest.mark.parametrize("split", ["reference", "hashed"])
+def test_repeated_ids_are_kept_dropped_or_refused(split, posters):
     path = posters / "train.csv"
     lines = path.read_text().splitlines()
     same, other = lines[5], lines[9].replace(lines[9].split(",")[0], lines[1].split(",")[0])
     path.write_text("\n".join([*lines, same, other]) + "\n")
     for drop in (True, False):
-        opened = open_source(posters, drop_duplicates=drop)
+        opened = open_source(posters, split=split, drop_duplicates=drop)
         rows = list(opened.rows(*source.SPLITS))
         assert len(rows) == sum(opened.num_rows.values()) == NUM_POSTERS + 2 - drop
+        for name, num_rows in opened.num_rows.items():
+            assert len(list(opened.rows(name))) == num_rows
         assert opened.num_repeated == drop
         (fault,) = [row for row in rows if not hasattr(row, "genres")]
         assert fault.line == NUM_POSTERS + 3
