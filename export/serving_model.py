@@ -1,8 +1,9 @@
 """The signatures of the exported model.
 
 Server-side batching joins the images of many clients, so an image that cannot be read
-must cost the others nothing: each is checked and decoded in a `tf.data` pipeline of its
-own kind, inside the graph, which drops the ones that fail.
+must cost the others nothing: images are checked and decoded in `tf.data` pipelines inside
+the graph, which drop what fails. A batch in which every image looks like a whole, small
+JPEG is decoded together, which is fastest; any other, and one that deceives, image by image.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from trainer import preprocessing
 
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = 24  # Bytes of a PNG up to the end of its height.
 _LOADED, _EMPTY, _NOT_AN_IMAGE, _TOO_MANY_BYTES, _TOO_MANY_PIXELS, _NOT_DECODED = range(6)
@@ -27,6 +28,11 @@ class Limits(NamedTuple):
 
     max_bytes: int = 32_000_000
     max_pixels: int = 25_000_000
+
+
+# Of an image that is decoded together with others, ten at a time: they take less memory than
+# `_PARALLEL_CALLS` of the largest.
+_SMALL = Limits(max_bytes=1 << 20, max_pixels=1 << 22)
 
 
 class ServingModel(tf.Module):
@@ -148,7 +154,7 @@ class ServingModel(tf.Module):
         )
 
     def _score_images(
-        self, inputs: tf.Tensor, unpack: Callable = lambda image: image
+        self, inputs: tf.Tensor, unpack: Callable | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns scores [N, G] and errors [N] of images, or of what `unpack` makes images of."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
@@ -165,70 +171,92 @@ class ServingModel(tf.Module):
         return scores, tf.gather([reasons[code] for code in sorted(reasons)], status)
 
     def load(
-        self, inputs: tf.Tensor, unpack: Callable = lambda image: image
+        self, inputs: tf.Tensor, unpack: Callable | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Decodes what can be decoded, each element for itself.
+        """Decodes what can be decoded: what becomes of one image never depends on another.
 
         Args:
             inputs: string [N].
-            unpack: what makes an image file's bytes of an element.
+            unpack: what makes an image file's bytes of an element, if it is not one.
 
         Returns:
             Whether each was loaded or why not, int32 [N], and uint8 [N, S, S, 3], black if
-            not: what becomes of one never depends on what another is.
+            not.
         """
-        size = tf.size(inputs, out_type=tf.int64)
+        if unpack:
+            return self._load_each(inputs, unpack)
+        few_bytes = tf.reduce_all(tf.strings.length(inputs) <= self._limits.max_bytes)
         return tf.cond(
-            size == 1,
-            lambda: self._load_one(inputs[0], unpack),
-            lambda: self._load_all(inputs, size, unpack),
+            few_bytes & (tf.size(inputs) == 1),
+            lambda: self._load_one(inputs),
+            lambda: self._load_together(inputs),
         )
 
-    def _load_one(self, element: tf.Tensor, unpack: Callable) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loads the only element: without threads, batches and rows, which cost more than it."""
-        undecoded = tf.data.Dataset.from_tensors((_NOT_DECODED, _BLACK))
-        loaded = (
-            tf.data.Dataset.from_tensors(element)
-            .map(lambda element: self._decode(unpack(element)))
-            .ignore_errors()
-            .concatenate(undecoded)
-            .take(1)
-        )
-        status, image = _run(loaded)
+    def _load_one(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads the only image, which has few enough bytes."""
+        none = np.zeros([0, 0, 3], np.uint8)
+        max_pixels = self._limits.max_pixels
+        image = _decoded_or(none, inputs[0], lambda image: _decode_jpeg(image, max_pixels))
         # Resized outside: a pipeline prepares its functions anew at each call, so that every
         # operation in them costs more than one here.
-        return status[None], preprocessing.resize(image, self._image_size)[None]
+        return tf.cond(
+            tf.size(image) > 0,
+            lambda: (tf.constant([_LOADED]), preprocessing.resize(image, self._image_size)[None]),
+            lambda: self._load_each(inputs),
+        )
 
-    def _load_all(
-        self, inputs: tf.Tensor, size: tf.Tensor, unpack: Callable
+    def _load_together(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads images as one element of a pipeline, or as many if that fails."""
+        limits = Limits(*map(min, self._limits, _SMALL))
+        shape = [self._image_size, self._image_size, 3]
+
+        def decode_all(images):
+            return tf.map_fn(
+                lambda image: preprocessing.resize(
+                    _decode_jpeg(image, limits.max_pixels), shape[0]
+                ),
+                images,
+                fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+            )
+
+        none = tf.zeros([0, *shape], tf.uint8)
+        pixels = tf.cond(
+            tf.reduce_all(_look_like_jpegs(inputs, limits.max_bytes)),
+            lambda: _decoded_or(none, inputs, decode_all),
+            lambda: none,
+        )
+        return tf.cond(
+            tf.shape(pixels)[0] == tf.size(inputs),
+            lambda: (tf.fill(tf.shape(inputs), _LOADED), pixels),
+            lambda: self._load_each(inputs),
+        )
+
+    def _load_each(
+        self, inputs: tf.Tensor, unpack: Callable = lambda image: image
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loads any number of elements."""
-        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
+        """Loads any number of elements, each for itself."""
+        size = tf.size(inputs, out_type=tf.int64)
 
         def load(row):
             status, image = self._decode(unpack(inputs[row]))
             return row, status, preprocessing.resize(image, self._image_size)
 
-        # One more, since a dataset that may be empty has no single element.
-        last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
+        # One more, which stands for all that fail.
+        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
+        failed = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
         loaded = (
             tf.data.Dataset.range(size)
             .map(load, _PARALLEL_CALLS)
             .ignore_errors()
-            .concatenate(last)
+            .concatenate(failed)
             .batch(size + 1)
         )
-        rows, status, pixels = (part[:-1] for part in _run(loaded))
-
-        def put_into_rows():
-            every_status = tf.fill([size], _NOT_DECODED)
-            return (
-                tf.tensor_scatter_nd_update(every_status, rows[:, None], status),
-                tf.scatter_nd(rows[:, None], pixels, [size, *black.shape]),
-            )
-
-        every_one = tf.size(rows, out_type=tf.int64) == size
-        return tf.cond(every_one, lambda: (status, pixels), put_into_rows)
+        rows, status, pixels = _run(loaded)
+        num_loaded = tf.size(rows) - 1
+        positions = tf.tensor_scatter_nd_update(
+            tf.fill([size], num_loaded), rows[:-1, None], tf.range(num_loaded)
+        )
+        return tf.gather(status, positions), tf.gather(pixels, positions)
 
     def _decode(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns an image's status, an int32 scalar, and uint8 [H, W, 3]; may raise an error."""
@@ -249,6 +277,29 @@ class ServingModel(tf.Module):
             )
 
         return tf.cond(status == _LOADED, decode, lambda: (status, tf.constant(_BLACK)))
+
+
+def _look_like_jpegs(images: tf.Tensor, max_bytes: int) -> tf.Tensor:
+    """Returns which images begin and end as a JPEG and have few enough bytes, bool [N]."""
+    length = tf.strings.length(images)
+    end = tf.strings.substr(images, tf.maximum(length - len(_JPEG_END), 0), length)
+    begins = tf.strings.substr(images, 0, len(_JPEG)) == _JPEG
+    return begins & (end == _JPEG_END) & (length <= max_bytes)
+
+
+def _decode_jpeg(image: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Returns uint8 [H, W, 3]; raises an error for what is no JPEG or has too many pixels."""
+    height, width = tf.unstack(_jpeg_shape(image))
+    few_pixels = height <= max_pixels // width  # A product might overflow.
+    # `tf.debugging.Assert` adds branches, which cost more than what they guard.
+    with tf.control_dependencies([tf.raw_ops.Assert(condition=few_pixels, data=[height, width])]):
+        return preprocessing.decode(image)
+
+
+def _decoded_or(default: tf.Tensor | np.ndarray, element: tf.Tensor, decode: Callable) -> tf.Tensor:
+    """Returns what `decode` makes of an element, or `default` if it raises an error."""
+    decoded = tf.data.Dataset.from_tensors(element).map(decode).ignore_errors()
+    return _run(decoded.concatenate(tf.data.Dataset.from_tensors(default)).take(1))
 
 
 def _run(dataset: tf.data.Dataset):

@@ -37,6 +37,13 @@ def png(image, **options):
     return content.getvalue()
 
 
+def plain_jpeg(width, height):
+    """A sound JPEG of many pixels in a few KB."""
+    content = io.BytesIO()
+    Image.new("L", (width, height)).save(content, "JPEG")
+    return content.getvalue()
+
+
 def png_header(width, height):
     """A PNG of any size in a few bytes, without its pixels."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -56,11 +63,13 @@ BAD = {
     "text": b"hello",
     "three magic bytes": b"\xff\xd8\xff",
     "magic bytes and junk": b"\xff\xd8\xff" + bytes(range(200)),
+    "junk between a JPEG's first and last bytes": b"\xff\xd8\xff" + bytes(200) + b"\xff\xd9",
     "truncated": test_preprocessing.make_jpeg(300, 444)[:2000],
     "truncated PNG": png(Image.new("RGB", (80, 90), "red"))[:60],
     "PNG's first bytes": b"\x89PNG\r\n\x1a\n",
     "GIF": b"GIF89a" + bytes(50),
     "30000x30000 JPEG": jpeg_header(30000, 30000),
+    "2000x1000 JPEG": plain_jpeg(2000, 1000),
     "60000x60000 PNG": png_header(60000, 60000),
     "negative PNG": png_header(2**31 + 5, 2**31 + 5),
     "too many bytes": test_preprocessing.make_jpeg(300, 444) + bytes(conftest.MAX_BYTES),
@@ -87,7 +96,10 @@ def test_a_bad_image_is_answered_with_its_reason_and_harms_nobody(served, name):
     np.testing.assert_allclose(mixed["scores"][1:], alone, atol=1e-6)
 
 
-def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are():
+@pytest.mark.parametrize("small", [serving_model._SMALL, serving_model.Limits(1 << 20, 20_000)])
+def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are(small, monkeypatch):
+    """Whether all images are small enough to be decoded together or only some."""
+    monkeypatch.setattr(serving_model, "_SMALL", small)
     model = models.create_model(config.Config(image_size=48), 8, "float32")
     limits = serving_model.Limits(conftest.MAX_BYTES, conftest.MAX_PIXELS)
     module = serving_model.ServingModel(model, [str(i) for i in range(8)], 48, 3, limits)
@@ -96,6 +108,9 @@ def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are():
     expected = np.zeros([len(mixed), 48, 48, 3], np.uint8)
     expected[1::2] = [preprocessing.decode_and_resize(image, 48) for image in good]
     load = tf.function(module.load)
+    status, pixels = load(tf.constant(good))
+    assert set(status.numpy()) == {serving_model._LOADED}
+    np.testing.assert_array_equal(pixels, expected[1::2])
     np.testing.assert_array_equal(load(tf.constant(mixed))[1], expected)
     for image, pixels in zip(mixed, expected, strict=True):
         np.testing.assert_array_equal(load(tf.constant([image]))[1], [pixels])
@@ -108,7 +123,7 @@ def test_the_reasons_are_right(served):
     assert reasons["text"] == reasons["GIF"] == "neither a JPEG nor a PNG"
     assert reasons["truncated"] == reasons["truncated PNG"] == "does not decode"
     assert reasons["too many bytes"] == f"more than {conftest.MAX_BYTES} bytes"
-    for name in ("30000x30000 JPEG", "60000x60000 PNG"):
+    for name in ("30000x30000 JPEG", "2000x1000 JPEG", "60000x60000 PNG"):
         assert reasons[name] == f"more than {conftest.MAX_PIXELS} pixels"
     for image, error in zip(BAD.values(), errors, strict=True):
         alone = served.run("serving_default", image_bytes=[image])
