@@ -30,8 +30,8 @@ class Limits(NamedTuple):
     max_pixels: int = 25_000_000
 
 
-# Of an image that is decoded together with others, ten at a time: they take less memory than
-# `_PARALLEL_CALLS` of the largest.
+# Of an image that is decoded together with others, ten at a time: at the default limits they take
+# less memory than `_PARALLEL_CALLS` of the largest.
 _SMALL = Limits(max_bytes=1 << 20, max_pixels=1 << 22)
 
 

@@ -16,7 +16,7 @@ class PosterSource:
     """The rows of a CSV, each in its split.
 
     The CSV is gone through once to count rows and to find Ids that stand there again; after
-    that rows are read as they are needed. None of them are held in memory.
+    that rows are read as they are needed. Only the numbers of those that repeat an Id are held.
 
     Attributes:
         csv_path: the CSV.

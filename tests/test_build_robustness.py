@@ -82,6 +82,7 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
 def test_both_engines_write_the_same_bytes(max_chunk, posters, tmp_path, monkeypatch):  # noqa: F811
     """With one bucket of rows and with six, whose borders are not those of the shards."""
     monkeypatch.setattr(beam_engine, "_MAX_CHUNK", max_chunk)
+    monkeypatch.setattr(beam_engine, "_MIN_CHUNKS", 3)  # So that each has several rows.
     damage_csv(posters)
     one, beam = tmp_path / "one", tmp_path / "beam"
     conftest.build(posters, one, SKIP)
