@@ -3,7 +3,7 @@
 It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
 twice, to check it and by the worker that writes its shard. Rows wait in files beside the shards:
 what Beam moves is where they stand there, so that no runner has to shuffle images or rows, or to
-hold them, and its memory does not depend on how many there are.
+hold them: it moves one part for each of a chunk's buckets, a few for a thousand rows.
 """
 
 import bisect
