@@ -5,9 +5,9 @@ python -m export --run_dir=runs/imdb --export_dir=exports/imdb
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from trainer import config as config_lib, startup
+from trainer import command_line, config as config_lib
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run to export.", required=True)
 _EXPORT_DIR = flags.DEFINE_string(
@@ -29,14 +29,12 @@ _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", 0, "Newest versions to keep; 0: all.", lower_bound=0
 )
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Exports as the flags say; a user's mistake ends in one message."""
-    if len(argv) > 1:
-        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
-    startup.import_tensorflow(_VERBOSE.value)
+    del arguments
+    command_line.import_tensorflow()
     from export import saved_model, serving_model
     from poster_tfds import directory_lock
 
@@ -54,4 +52,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -14,9 +14,9 @@ import sys
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from trainer import config as config_lib, startup
+from trainer import command_line, config as config_lib
 
 _POSTERS = flags.DEFINE_string("posters", None, "Folder of JPEGs.", required=True)
 _MODEL = flags.DEFINE_string("model", "reference_cnn", "Model to serve, with fresh weights.")
@@ -27,18 +27,18 @@ _NUM_GENRES = 25
 _TURNS = 16
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Measures and prints one table."""
-    if len(argv) > 1:
-        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
-    startup.import_tensorflow(False)
+    del arguments
+    command_line.import_tensorflow()
     import tensorflow as tf
 
     from export import serving_model
-    from trainer import models, preprocessing
+    from trainer.data import preprocessing
+    from trainer.models import registry
 
     size = _IMAGE_SIZE.value
-    model = models.create_model(
+    model = registry.create_model(
         config_lib.Config(model=_MODEL.value, image_size=size), _NUM_GENRES, "float32"
     )
     genres = [f"genre {i}" for i in range(_NUM_GENRES)]
@@ -107,4 +107,4 @@ def _time_calls(function, inputs, seconds: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -10,10 +10,10 @@ import json
 import sys
 
 import tqdm
-from absl import app, flags
+from absl import flags
 
 from export import clients
-from trainer import config as config_lib, startup
+from trainer import command_line, config as config_lib
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Directory of versions (the newest answers) or one version."
@@ -31,18 +31,17 @@ _CSV = flags.DEFINE_bool("csv", False, "Print CSV: poster, genre, score, error."
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Posters a request.", lower_bound=1)
 _PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bound=1)
 _TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Predicts as the flags say; ends with status 1 if a poster could not be read."""
     if (_MODEL.value is None) == (_SERVER.value is None):
         sys.exit("Give either --model=DIR or --server=HOST:PORT.")
-    if not argv[1:] and not _LIST.value:
+    if not arguments and not _LIST.value:
         sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
     if _JSON.value and _CSV.value:
         sys.exit("Give either --json or --csv.")
-    startup.import_tensorflow(_VERBOSE.value)
+    command_line.import_tensorflow()
     from export import saved_model
 
     failed = 0
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
             client = clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
         else:
             client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
-        posters = clients.find_posters(argv[1:], _LIST.value)
+        posters = clients.find_posters(arguments, _LIST.value)
         answers = clients.ask_all(client, posters, _BATCH_SIZE.value, _PARALLEL.value)
         for poster, answer in tqdm.tqdm(
             answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
@@ -88,4 +87,4 @@ def _writer():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, takes_arguments=True)

@@ -11,7 +11,9 @@ from PIL import Image
 
 from export import serving_files, serving_model
 from poster_tfds import directory_lock
-from trainer import checkpoints, config as config_lib, datasets, run_directory
+from trainer import config as config_lib
+from trainer.data import splits
+from trainer.run import checkpoints, directory
 
 _TOLERANCE = 1e-5
 _LIMITS = serving_model.Limits()
@@ -48,8 +50,8 @@ def export_saved_model(
     """
     model, facts = checkpoints.restore_model(run_dir)
     module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
-    run = run_directory.RunDirectory(run_dir)
-    export_dir = run_directory.local_path(export_dir, "--export_dir")
+    run = directory.RunDirectory(run_dir)
+    export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):
         for leftover in export_dir.glob(f"{_INCOMPLETE}*"):
@@ -149,14 +151,14 @@ def _accepted(
     return [poster for poster, ok in zip(posters, accepted, strict=True) if ok]
 
 
-def _real_posters(run: run_directory.RunDirectory) -> list[bytes]:
+def _real_posters(run: directory.RunDirectory) -> list[bytes]:
     """Returns a poster of the run's own dataset, if it is still there."""
     config, _ = run.read_config()
     try:
-        builder = datasets.open_dataset(config.dataset, config.data_dir)
+        split = splits.open_split(config.dataset, config.data_dir, config.train_split)
     except config_lib.UsageError:
         return []
-    first = datasets.read(builder, config.train_split, in_parts=True).take(1)
+    first = split.read(in_parts=True).take(1)
     return [example["image"] for example in first.as_numpy_iterator()]
 
 

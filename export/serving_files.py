@@ -7,11 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from export import serving_model
-from trainer import run_directory
+from trainer.reports import tables
+from trainer.run import directory
 
 _WARMUP = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 8, 32)  # Alone, a usual batch, and the largest that the server makes.
-_SCORES = ("loss", "label_accuracy", "macro_ap", "micro_ap", "lrap")
 
 # The server's files are text protocol buffers, which take comments.
 _MODELS_CONFIG = """# tensorflow_model_server --model_config_file=THIS
@@ -47,7 +47,7 @@ def write_version_files(
     version: pathlib.Path,
     signatures: dict[str, Any],
     facts: dict[str, Any],
-    run: run_directory.RunDirectory,
+    run: directory.RunDirectory,
     limits: serving_model.Limits,
     image: bytes,
 ) -> None:
@@ -83,7 +83,7 @@ def write_server_files(export_dir: pathlib.Path, name: str) -> None:
         ("monitoring.config", _MONITORING_CONFIG),
     ):
         if not (export_dir / file).exists():
-            run_directory.write_atomically(export_dir / file, content)
+            directory.write_atomically(export_dir / file, content)
 
 
 def describe_signatures(signatures: dict[str, Any]) -> str:
@@ -101,23 +101,16 @@ def describe_signatures(signatures: dict[str, Any]) -> str:
 
 
 def describe_model(
-    facts: dict[str, Any], run: run_directory.RunDirectory, limits: serving_model.Limits
+    facts: dict[str, Any], run: directory.RunDirectory, limits: serving_model.Limits
 ) -> str:
     """Returns the model's card: what it is, how good it is, and what it is not for."""
     config, _ = run.read_config()
     step = int(pathlib.Path(facts["checkpoint"]).name)
-    records = [record for record in run.read_metrics() if record["step"] == step]
-    rows = [
-        f"| {title} | " + " | ".join(_number(scores[name]) for name in _SCORES) + " |"
-        for record in records
-        for title, scores in (
-            (record["split"], record),
-            (f"{record['split']}, constant", record["constant"]),
-        )
-    ]
-    table = "\n".join(
-        ["| | " + " | ".join(_SCORES) + " |", "|---" * (len(_SCORES) + 1) + "|", *rows]
-    )
+    records = run.read_metrics()
+    records = records[records["step"] == step]
+    scores = "This checkpoint is from the middle of an epoch and was not evaluated."
+    if not records.empty:
+        scores = tables.make_summary(records).to_markdown(floatfmt=".4f", missingval="-")
     return f"""# Poster genres: {config.model}
 
 Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["genres"])}.
@@ -129,7 +122,7 @@ Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["ge
 
 ## How good it is
 
-{table if rows else "This checkpoint is from the middle of an epoch and was not evaluated."}
+{scores}
 
 The constant predictor gives every poster the genres' shares in the train split. A score near its
 score says that little was learned; label accuracy alone says nothing, since most genres are absent
@@ -192,7 +185,3 @@ def example(image: bytes) -> tf.train.Example:
     """Returns the tf.Example that the signature `classify` takes."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
     return tf.train.Example(features=tf.train.Features(feature={"image_bytes": feature}))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

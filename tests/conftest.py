@@ -129,6 +129,7 @@ def train(*arguments, data_dir, run_dir, **kwargs):
         f"--run_dir={run_dir}",
         "--preset=reference",
         "--image_size=48",
+        "--noreport",
         *arguments,
         **kwargs,
     )

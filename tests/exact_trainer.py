@@ -14,10 +14,10 @@ import runpy
 
 import keras
 
-from trainer import layers, models, steps
+from trainer.models import layers, optimizer, registry
 
 _IS_SMOOTH = {"smooth": True, "float64": False}[os.environ["EXACT_TRAINER"]]
-create_model = models.create_model
+create_model = registry.create_model
 normalize = layers.FusedBatchNormalization.call
 
 
@@ -45,9 +45,9 @@ def normalize_in_float64(self, inputs, training=None, mask=None):
     return keras.layers.BatchNormalization.call(self, inputs, training, mask)
 
 
-models.create_model = create_exact_model
+registry.create_model = create_exact_model
 layers.Dropout.call = lambda self, inputs, training=False: inputs
-steps.create_optimizer = lambda config, *_: keras.optimizers.SGD(config.learning_rate)
+optimizer.create_optimizer = lambda config, *_: keras.optimizers.SGD(config.learning_rate)
 if not _IS_SMOOTH:
     layers.FusedBatchNormalization.call = normalize_in_float64
 runpy.run_module("trainer", run_name="__main__", alter_sys=True)

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests import test_preprocessing
-from trainer import augmentation, config, datasets, input_pipeline
+from trainer import config
+from trainer.data import augmentation, pipeline, splits
 
 SIZE = 32
 
@@ -109,14 +110,13 @@ def test_choosing_one_more_change_leaves_the_others():
 
 
 @pytest.fixture(scope="module")
-def builder(data_dir):
-    return datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+def split(data_dir):
+    return splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
 
 
-def epochs(builder, tmp_path, cache, augment=("flip", "color"), start_step=0, count=32):
-    dataset = input_pipeline.train_dataset(
-        builder,
-        "train",
+def epochs(split, tmp_path, cache, augment=("flip", "color"), start_step=0, count=32):
+    spec = pipeline.PipelineSpec(
+        split,
         image_size=48,
         batch_size=32,
         cache=cache,
@@ -124,14 +124,15 @@ def epochs(builder, tmp_path, cache, augment=("flip", "color"), start_step=0, co
         seed=5,
         augment=augment,
         start_step=start_step,
-        cache_file=str(tmp_path / "posters"),
+        cache_file=str(tmp_path / "posters") if cache == "disk" else "",
     )
+    dataset = pipeline.train_batches(spec)
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
-def test_the_pipeline_draws_anew_each_epoch_whatever_the_cache(builder, tmp_path):
+def test_the_pipeline_draws_anew_each_epoch_whatever_the_cache(split, tmp_path):
     per_cache = {
-        cache: epochs(builder, tmp_path / cache, cache)
+        cache: epochs(split, tmp_path / cache, cache)
         for cache in ("decoded", "encoded", "none", "disk")
         if (tmp_path / cache).mkdir() is None
     }
@@ -147,9 +148,9 @@ def test_the_pipeline_draws_anew_each_epoch_whatever_the_cache(builder, tmp_path
             np.testing.assert_array_equal(batch["image"], expected["image"], err_msg=cache)
 
 
-def test_a_resumed_pipeline_draws_what_the_other_would_have(builder, tmp_path):
-    whole = epochs(builder, tmp_path, "encoded", count=20)
-    resumed = epochs(builder, tmp_path, "encoded", start_step=18, count=2)
+def test_a_resumed_pipeline_draws_what_the_other_would_have(split, tmp_path):
+    whole = epochs(split, tmp_path, "encoded", count=20)
+    resumed = epochs(split, tmp_path, "encoded", start_step=18, count=2)
     for a, b in zip(whole[18:], resumed, strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 

@@ -7,8 +7,9 @@ import PIL.Image
 import pytest
 
 from tests import conftest
-from trainer import config, presets, run_directory
-from trainer.compare import comparison
+from trainer import config, presets
+from trainer.reports import comparison
+from trainer.run import directory
 
 CONSTANT = {"loss": 0.24, "label_accuracy": 0.9, "macro_ap": 0.1, "micro_ap": 0.3, "lrap": 0.5}
 
@@ -24,7 +25,7 @@ def write_run(path, macro_aps, *, validation=None, minutes=10.0, speed=100.0, **
         speed: images/s in training; the first epoch, which is slower, takes twice as long.
         **settings: of the run.
     """
-    run = run_directory.RunDirectory(path)
+    run = directory.RunDirectory(path)
     run.write_config(
         config.Config(**settings),
         genres=["a", "b"],

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from tests import conftest
 from tests.test_resume import finish, metrics, start
-from trainer import config, datasets, input_pipeline
+from trainer import config
+from trainer.data import pipeline, splits
 
 SIZE, NUM_TRAIN, BATCH = 48, 510, 36
 
@@ -34,22 +35,14 @@ def service():
 
 
 @pytest.fixture(scope="module")
-def builder(data_dir):
-    return datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+def split(data_dir):
+    return splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
 
 
-def batches(builder, service, count, index=0, workers=1, **settings):
-    dataset = input_pipeline.service_dataset(
-        builder,
-        "train",
-        service=service,
-        image_size=SIZE,
-        batch_size=BATCH,
-        shuffle_buffer=510,
-        seed=1,
-        context=tf.distribute.InputContext(workers, index, workers),
-        **settings,
-    )
+def batches(split, service, count, index=0, workers=1, **settings):
+    spec = pipeline.PipelineSpec(split, SIZE, BATCH, seed=1, shuffle_buffer=510, **settings)
+    context = tf.distribute.InputContext(workers, index, workers)
+    dataset = pipeline.service_batches(spec, service, context)
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
@@ -63,21 +56,13 @@ def posters(batches):
 
 
 @pytest.fixture(scope="module")
-def expected(builder):
-    dataset = input_pipeline.train_dataset(
-        builder,
-        "train",
-        image_size=SIZE,
-        batch_size=BATCH,
-        cache="none",
-        shuffle_buffer=510,
-        seed=0,
-    )
+def expected(split):
+    dataset = pipeline.train_batches(pipeline.PipelineSpec(split, SIZE, BATCH, shuffle_buffer=510))
     return posters(itertools.islice(dataset.as_numpy_iterator(), 15))
 
 
-def test_each_example_comes_once_an_epoch(builder, service, expected):
-    found = batches(builder, service, 30)
+def test_each_example_comes_once_an_epoch(split, service, expected):
+    found = batches(split, service, 30)
     sizes = [len(batch["image"]) for batch in found]
     assert sizes == [*[BATCH] * 14, 6] * 2
     assert posters(found[:15]) == posters(found[15:]) == expected
@@ -86,15 +71,15 @@ def test_each_example_comes_once_an_epoch(builder, service, expected):
     )
 
 
-def test_each_example_comes_once_over_three_training_workers(builder, service, expected):
-    found = [batches(builder, service, 15, index, 3) for index in range(3)]
+def test_each_example_comes_once_over_three_training_workers(split, service, expected):
+    found = [batches(split, service, 15, index, 3) for index in range(3)]
     assert {len(worker) for worker in found} == {15}
     assert posters(itertools.chain(*found)) == expected
     assert all(len(batch["image"]) <= BATCH // 3 for worker in found for batch in worker)
 
 
-def test_the_service_makes_the_changes_that_are_asked_for(builder, service, expected):
-    changed = posters(batches(builder, service, 15, augment=("flip",)))
+def test_the_service_makes_the_changes_that_are_asked_for(split, service, expected):
+    changed = posters(batches(split, service, 15, augment=("flip",)))
     kept = len(set(changed) & set(expected))
     assert 0.4 * NUM_TRAIN < kept < 0.6 * NUM_TRAIN
 

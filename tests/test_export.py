@@ -12,7 +12,9 @@ import tensorflow_datasets as tfds
 
 from export import saved_model, serving_model
 from tests import conftest, test_preprocessing
-from trainer import checkpoints, config, datasets, input_pipeline, steps
+from trainer import config, steps
+from trainer.data import pipeline, splits
+from trainer.run import checkpoints
 
 
 def serve(version, images):
@@ -28,26 +30,23 @@ def serve(version, images):
 
 def assert_scores_are_the_trainers(run_dir, version, dataset, data_dir):
     """Compares with the trainer's own evaluation of the test split, in float32."""
-    builder = datasets.open_dataset(dataset, str(data_dir))
+    split = splits.open_split(dataset, str(data_dir), "test")
     model, facts = checkpoints.restore_model(run_dir)
     assert model.compute_dtype == "float32"
-    batches = input_pipeline.eval_dataset(
-        builder, "test", image_size=facts["image_size"], batch_size=32, cached=False
-    )
+    spec = pipeline.PipelineSpec(split, facts["image_size"], batch_size=32)
     eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
-    iterator = iter(batches)
-    num_examples = builder.info.splits["test"].num_examples
-    num_batches = -(-num_examples // 32)
+    iterator = iter(pipeline.eval_batches(spec))
+    num_batches = spec.batching.steps_per_epoch
     _, logits = steps.collect([eval_step(iterator) for _ in range(num_batches)])
 
-    encoded = builder.as_dataset(
+    encoded = split.builder.as_dataset(
         "test",
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(try_autocache=False),
     )
     answer = serve(version, [example["image"] for example in tfds.as_numpy(encoded)])
 
-    assert answer["scores"].shape == (num_examples, len(facts["genres"]))
+    assert answer["scores"].shape == (split.num_examples, len(facts["genres"]))
     np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-logits)), atol=1e-5)
     assert (answer["genres"] == [name.encode() for name in facts["genres"]]).all()
 

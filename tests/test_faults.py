@@ -12,15 +12,10 @@ import tensorflow as tf
 
 from tests import conftest
 from tests.test_resume import finish, start, state, steps, wait_for
-from trainer import (
-    checkpoints,
-    config,
-    datasets,
-    input_pipeline,
-    models,
-    run_directory,
-    steps as steps_lib,
-)
+from trainer import config
+from trainer.data import pipeline, splits
+from trainer.models import optimizer as optimizer_lib, registry
+from trainer.run import checkpoints, directory
 
 
 def refused(process, *expected):
@@ -34,7 +29,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_posters(data_dir,
     """A rate that overflows float32 in the first step; an earlier checkpoint is kept."""
     flags = ("--precision=float32", "--seed=3", "--checkpoint_every_steps=1")
     finish(start(data_dir, tmp_path, *flags, "--max_steps=2"))
-    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
+    split = splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
     printed = finish(
         start(data_dir, tmp_path, *flags, "--learning_rate=1e38", "--override"), returncode=1
     )
@@ -42,14 +37,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_posters(data_dir,
     assert "Traceback" not in printed
     assert steps(tmp_path)[-1] == 3
     tf.random.set_seed(3 + 1)  # As the trainer does.
-    batches = input_pipeline.train_dataset(
-        builder, "train", image_size=48, batch_size=32, cache="none", shuffle_buffer=4096, seed=3
-    )
+    spec = pipeline.PipelineSpec(split, 48, 32, seed=3, shuffle_buffer=4096)
+    batches = pipeline.train_batches(spec)
     batch = list(batches.take(4).as_numpy_iterator())[3]
     ids = printed.split("Its batch: ")[1].split(".")[0].split(", ")
     genres = {
         example["poster_id"].decode(): example["genres"]
-        for example in datasets.read(builder, "train").as_numpy_iterator()
+        for example in split.read().as_numpy_iterator()
     }
     expected = [np.isin(np.arange(8), genres[poster_id]) for poster_id in ids]
     np.testing.assert_array_equal(batch["genres"], expected)
@@ -118,7 +112,7 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
         "--image_size: 48 then, 64 now",
         "do not fit",
     )
-    run = run_directory.RunDirectory(tmp_path)
+    run = directory.RunDirectory(tmp_path)
     other_model = dataclasses.replace(run.read_config()[0], model="compact_cnn")
     with pytest.raises(config.UsageError, match="checkpoints do not fit another model"):
         run.check_continues(other_model, resume=True, override=True)
@@ -129,8 +123,8 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
     settings = config.Config(image_size=48)
     kept = []
     for precision in ("mixed_float16", "float32"):
-        model = models.create_model(settings, 3, "float32")
-        optimizer = steps_lib.create_optimizer(settings, precision, 10)
+        model = registry.create_model(settings, 3, "float32")
+        optimizer = optimizer_lib.create_optimizer(settings, precision, 10)
         optimizer.build(model.trainable_variables)
         kept.append(checkpoints.Checkpoints(tmp_path, model, optimizer, 2))
     kept[0].save(1, *np.zeros([2, 0, 3], np.float32))
@@ -141,7 +135,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
 
 def test_a_setting_that_came_later_counts_as_its_default(tmp_path):
     """An earlier version's `config.json` lacks it."""
-    run = run_directory.RunDirectory(tmp_path)
+    run = directory.RunDirectory(tmp_path)
     run.write_config(config.Config())
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
@@ -153,7 +147,7 @@ def test_a_setting_that_came_later_counts_as_its_default(tmp_path):
 
 
 def test_epochs_may_be_added_unless_the_learning_rate_ends_with_them(tmp_path):
-    run = run_directory.RunDirectory(tmp_path)
+    run = directory.RunDirectory(tmp_path)
     for schedule in ("constant", "cosine"):
         before, now = (
             config.Config(learning_rate_schedule=schedule, epochs=epochs) for epochs in (2, 3)
@@ -180,7 +174,7 @@ def test_a_dataset_with_other_genres_is_refused(data_dir, tmp_path):
 
 
 def test_a_dataset_with_another_number_of_posters_is_refused(tmp_path):
-    run = run_directory.RunDirectory(tmp_path)
+    run = directory.RunDirectory(tmp_path)
     run.write_config(config.Config(), genres=["Noir"], num_train=10)
     run.check_same_data(["Noir"], 10)
     with pytest.raises(config.UsageError, match="number of posters to train on then: 10; now: 11"):
@@ -199,7 +193,7 @@ def run_in_own_mounts(script):
 def command(data_dir, run_dir, *flags):
     return (
         f"{sys.executable} -m trainer --dataset=poster_tfds/synthetic --data_dir={data_dir} "
-        f"--run_dir={run_dir} --preset=reference --image_size=48 {' '.join(flags)}"
+        f"--run_dir={run_dir} --preset=reference --image_size=48 --noreport {' '.join(flags)}"
     )
 
 

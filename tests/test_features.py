@@ -10,22 +10,16 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from trainer import (
-    checkpoints,
-    config,
-    datasets,
-    features,
-    input_pipeline,
-    models,
-    presets,
-    run_directory,
-    train as train_lib,
-)
+from trainer import config, learner as learner_lib, presets
+from trainer.data import batching, features, pipeline, splits
+from trainer.models import registry
+from trainer.run import checkpoints, directory
 
 RNG = np.random.default_rng(0)
 FEATURES = features.Features(
     RNG.normal(size=(10, 2, 3)).astype(np.float32), np.eye(10, 4, dtype=np.float32)
 )
+ORDER = batching.Batching(10, batch_size=4, seed=1, shuffle_buffer=10)
 
 
 def take(dataset, count):
@@ -41,7 +35,7 @@ def places(batches):
 
 
 def test_an_epoch_of_features_has_each_poster_once_in_one_of_its_variants():
-    epochs = take(features.train_dataset(FEATURES, batch_size=4, seed=1), 9)
+    epochs = take(features.train_batches(FEATURES, ORDER), 9)
     orders = [places(epochs[i : i + 3]) for i in (0, 3, 6)]
     assert [len(batch["genres"]) for batch in epochs] == [4, 4, 2] * 3
     for order in orders:
@@ -53,14 +47,14 @@ def test_an_epoch_of_features_has_each_poster_once_in_one_of_its_variants():
 
 
 def test_features_go_on_where_an_interrupted_run_left_off():
-    whole = take(features.train_dataset(FEATURES, batch_size=4, seed=1), 9)
-    rest = take(features.train_dataset(FEATURES, batch_size=4, seed=1, start_step=4), 5)
+    whole = take(features.train_batches(FEATURES, ORDER), 9)
+    rest = take(features.train_batches(FEATURES, dataclasses.replace(ORDER, start_step=4)), 5)
     for found, expected in zip(rest, whole[4:], strict=True):
         np.testing.assert_array_equal(found["image"], expected["image"])
 
 
 def test_evaluation_takes_posters_as_they_are_and_each_once():
-    batches = take(features.eval_dataset(FEATURES, batch_size=4), 3)
+    batches = take(features.eval_batches(FEATURES, ORDER), 3)
     images, weights = (np.concatenate([b[k] for b in batches]) for k in ("image", "weight"))
     np.testing.assert_array_equal(weights, [1] * 10 + [0] * 2)
     np.testing.assert_array_equal(images[:10], FEATURES.values[:, 0])
@@ -89,7 +83,7 @@ def head_run(data_dir, tmp_path_factory):
 
 def train(preset, data_dir, run_dir, *flags, **kwargs):
     return conftest.run(
-        *(sys.executable, "-m", "trainer", "--dataset=poster_tfds/synthetic", preset),
+        *(sys.executable, "-m", "trainer", "--dataset=poster_tfds/synthetic", preset, "--noreport"),
         *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--image_size=64", *flags),
         **kwargs,
     )
@@ -103,15 +97,15 @@ def records(run_dir):
 def test_a_head_learns_on_a_backbone_that_stays_what_it_was(head_run):
     last = records(head_run)[-1]
     assert last["macro_ap"] > 1.5 * last["constant"]["macro_ap"]
-    chosen, facts = run_directory.RunDirectory(head_run).read_config()
+    chosen, facts = directory.RunDirectory(head_run).read_config()
     # The preset's settings, but for those whose flags were given.
     assert chosen == config.Config(
         **{**presets.PRESETS["pretrained_head"], "image_size": 64, "epochs": 6},
         dataset="poster_tfds/synthetic",
         data_dir=chosen.data_dir,
     )
-    fresh = models.create_model(chosen, len(facts["genres"]), "float32")
-    models.load_pretrained_weights(fresh, chosen)
+    fresh = registry.create_model(chosen, len(facts["genres"]), "float32")
+    registry.load_pretrained_weights(fresh, chosen)
     for name, expected in weights_of(fresh).items():
         np.testing.assert_array_equal(weights_of(restored(head_run))[name], expected, name)
 
@@ -155,33 +149,36 @@ def test_a_loss_that_is_not_finite_names_the_posters_of_the_heads_batch(data_dir
         check=False,
     )
     step, ids = re.search(r"at step (\d+)\. Its batch: (.*)\.\n", result.stderr).groups()
-    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
-    in_order = take(
-        input_pipeline.eval_dataset(builder, "train", image_size=8, batch_size=102, cached=False), 5
-    )
+    split = splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
+    in_order = take(pipeline.eval_batches(pipeline.PipelineSpec(split, 8, 102)), 5)
     labels = np.concatenate([batch["genres"] for batch in in_order])
     tf.random.set_seed(3 + 1)  # As the trainer does.
     known = features.Features(np.zeros([len(labels), 1, 1], np.float32), labels)
-    batch = take(features.train_dataset(known, batch_size=64, seed=3), int(step))[-1]
+    order = batching.Batching(len(labels), 64, seed=3, shuffle_buffer=len(labels))
+    batch = take(features.train_batches(known, order), int(step))[-1]
     genres = {
         example["poster_id"].decode(): example["genres"]
-        for example in datasets.read(builder, "train").as_numpy_iterator()
+        for example in split.read().as_numpy_iterator()
     }
     expected = [np.isin(np.arange(8), genres[poster_id]) for poster_id in ids.split(", ")]
     np.testing.assert_array_equal(batch["genres"], expected)
 
 
+def learner(model):
+    return learner_lib.Learner(model, average=None, optimizer=None, part="")
+
+
 def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
-    chosen, facts = run_directory.RunDirectory(head_run).read_config()
+    chosen, facts = directory.RunDirectory(head_run).read_config()
     chosen = dataclasses.replace(chosen, init_from=str(head_run))
     for changes, said in (
         ({"model": "compact_cnn", "freeze": ""}, "that run is of efficientnet_lite0 with"),
         ({"head_units": 7}, "its layers are of other sizes"),
     ):
         changed = dataclasses.replace(chosen, **changes)
-        model = models.create_model(changed, len(facts["genres"]), "float32")
+        model = registry.create_model(changed, len(facts["genres"]), "float32")
         with pytest.raises(config.UsageError, match=f"--init_from=.*{said}"):
-            train_lib._begin(changed, model, None, facts["genres"])
-    model = models.create_model(chosen, 2, "float32")
+            learner_lib.initialize(learner(model), changed, facts["genres"])
+    model = registry.create_model(chosen, 2, "float32")
     with pytest.raises(config.UsageError, match="this one is of efficientnet_lite0 with"):
-        train_lib._begin(chosen, model, None, ["Noir", "Heist"])
+        learner_lib.initialize(learner(model), chosen, ["Noir", "Heist"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import layers
+from trainer.models import layers
 
 SHAPE = (4, 9, 8, 6)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config, losses
+from trainer import config
+from trainer.models import losses
 
 BASE_RATES = np.array([0.5, 0.1, 0.01, 0.0])
 NUM_TRAIN = 1000

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config, layers, models, presets, steps
+from trainer import config, presets
+from trainer.models import layers, optimizer as optimizer_lib, registry
 
 # Output shape without the batch axis, and parameters, of the tutorial's printed summary.
 # Its last layer's sigmoid stands outside the model here.
@@ -40,7 +41,7 @@ TUTORIAL = [
 
 
 def test_the_reference_cnn_is_the_tutorials_layer_for_layer():
-    model = models.create_model(config.Config(image_size=350), 25, "float32")
+    model = registry.create_model(config.Config(image_size=350), 25, "float32")
     rescaling, *rest = model.layers
     assert isinstance(rescaling, keras.layers.Rescaling)
     assert rescaling.scale == 1 / 255
@@ -56,7 +57,7 @@ def test_the_reference_cnn_is_the_tutorials_layer_for_layer():
 
 
 def test_activations_and_logits():
-    model = models.create_model(config.Config(image_size=64), 5, "mixed_bfloat16")
+    model = registry.create_model(config.Config(image_size=64), 5, "mixed_bfloat16")
     weighted = [
         la for la in model.layers if isinstance(la, keras.layers.Conv2D | keras.layers.Dense)
     ]
@@ -68,8 +69,8 @@ def test_activations_and_logits():
 
 def test_an_image_too_small_for_four_poolings_is_refused():
     with pytest.raises(config.UsageError, match="--image_size=45: reference_cnn needs at least 46"):
-        models.create_model(config.Config(image_size=45), 5, "float32")
-    assert models.create_model(config.Config(image_size=46), 5, "float32").count_params()
+        registry.create_model(config.Config(image_size=45), 5, "float32")
+    assert registry.create_model(config.Config(image_size=46), 5, "float32").count_params()
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 7, 5), (16, 5)], ids=["images", "vectors"])
@@ -197,21 +198,21 @@ def test_fused_batch_normalization_keeps_16_bit_activations():
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_each_preset_is_a_model_that_can_be_trained(name):
     chosen = config.Config(**presets.PRESETS[name])
-    model = models.create_model(dataclasses.replace(chosen, image_size=64), 25, "float32")
+    model = registry.create_model(dataclasses.replace(chosen, image_size=64), 25, "float32")
     assert model.output_shape == (None, 25)
     assert model.name == chosen.model
     assert model.trainable_variables
 
 
 def test_the_compact_cnn_has_under_two_million_parameters():
-    model = models.create_model(config.Config(model="compact_cnn", image_size=128), 25, "float32")
+    model = registry.create_model(config.Config(model="compact_cnn", image_size=128), 25, "float32")
     assert model.count_params() == 1_562_681
 
 
 def test_patterns_freeze_layers_by_name():
     def backbone(freeze):
         chosen = config.Config(model="efficientnet_lite0", image_size=32, freeze=freeze)
-        return models.create_model(chosen, 5, "float32").get_layer("backbone")
+        return registry.create_model(chosen, 5, "float32").get_layer("backbone")
 
     layers_of = backbone("stem, block[0-2]_*,*_depthwise").layers
     frozen = {layer.name for layer in layers_of if layer.weights and not layer.trainable}
@@ -222,7 +223,7 @@ def test_patterns_freeze_layers_by_name():
     with pytest.raises(config.UsageError, match="--freeze=blok1: no layer is called 'blok1'"):
         backbone("blok1")
     with pytest.raises(config.UsageError, match="no weight is left to train"):
-        models.create_model(config.Config(image_size=64, freeze="*"), 5, "float32")
+        registry.create_model(config.Config(image_size=64, freeze="*"), 5, "float32")
 
 
 def test_pretrained_backbones_normalize_by_their_own_statistics():
@@ -230,7 +231,7 @@ def test_pretrained_backbones_normalize_by_their_own_statistics():
     posters = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     for source, changed in (("none", True), ("weights.pth", False)):
         chosen = config.Config(model="efficientnet_lite0", image_size=32, pretrained_weights=source)
-        model = models.create_model(chosen, 5, "float32")
+        model = registry.create_model(chosen, 5, "float32")
         before = [w.numpy() for w in model.non_trainable_variables if "moving" in w.path]
         model(posters, training=True)
         after = [w.numpy() for w in model.non_trainable_variables if "moving" in w.path]
@@ -240,10 +241,10 @@ def test_pretrained_backbones_normalize_by_their_own_statistics():
 
 def test_the_average_of_the_weights_is_numpys_and_has_the_statistics_too():
     chosen = config.Config(model="compact_cnn", image_size=32)
-    average, model = (models.create_model(chosen, 3, "float32") for _ in range(2))
-    models.copy_weights(model, average)
+    average, model = (registry.create_model(chosen, 3, "float32") for _ in range(2))
+    registry.copy_weights(model, average)
     expected = model.get_weights()
-    running = steps.WeightAverage(average, model, momentum=0.3)
+    running = optimizer_lib.WeightAverage(average, model, momentum=0.3)
     rng = np.random.default_rng(0)
     for step in range(1, 8):
         model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from poster_tfds import annotations, faults, posters
 from tests.test_preprocessing import make_jpeg
-from trainer import preprocessing
+from trainer.data import preprocessing
 
 
 def reencode(image_format, mode="RGB", **options):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer import preprocessing
+from trainer.data import preprocessing
 
 
 def make_jpeg(width, height, mode="RGB", **options):

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import applications, config, efficientnet, models, pretrained
+from trainer import config
+from trainer.models import efficientnet_lite, keras_applications, pretrained, registry
 
 # The eight largest features of two pictures, and the mean of all 1280: computed once by
 # efficientnet_lite_pytorch 0.1.0 with PyTorch 2.13 from the same file of weights.
@@ -33,7 +34,7 @@ def pictures():
 
 
 def test_features_of_efficientnet_lite0_are_pytorchs():
-    backbone = efficientnet.create_backbone(224, "float32")
+    backbone = efficientnet_lite.create_backbone(224, "float32")
     pretrained.load_lite0_weights(backbone, pretrained.find_lite0_weights())
     features = backbone(pictures(), training=False).numpy()
     for found, expected, mean in zip(features, PYTORCH_FEATURES, PYTORCH_MEANS, strict=True):
@@ -109,7 +110,7 @@ def test_a_file_that_is_cut_off_or_of_another_kind_is_refused(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     path = legacy_file(tmp_path / "other.pth", tensor_pickle(6, 0, (2, 2), (1, 2)), [("0", 6)])
     with pytest.raises(config.UsageError, match=r"other\.pth does not hold .* layer stem"):
-        pretrained.load_lite0_weights(efficientnet.create_backbone(32, "float32"), path)
+        pretrained.load_lite0_weights(efficientnet_lite.create_backbone(32, "float32"), path)
 
 
 def test_the_package_of_weights_is_asked_for_by_name(monkeypatch):
@@ -129,8 +130,8 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
     )
     network.save_weights(tmp_path / "mobilenet.weights.h5")
     chosen = keras_config(pretrained_weights=str(tmp_path / "mobilenet.weights.h5"))
-    model = models.create_model(chosen, 5, "float32")
-    models.load_pretrained_weights(model, chosen)
+    model = registry.create_model(chosen, 5, "float32")
+    registry.load_pretrained_weights(model, chosen)
     posters = pictures()[:, :32, :32]
     expected = network.predict(
         keras.applications.mobilenet_v2.preprocess_input(posters.astype(np.float32)), verbose=0
@@ -140,8 +141,8 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
 
     other = keras_config(pretrained_weights=str(pretrained.find_lite0_weights()))
     with pytest.raises(config.UsageError, match=r"cannot be loaded into keras:MobileNetV2"):
-        models.load_pretrained_weights(model, other)
+        registry.load_pretrained_weights(model, other)
     with pytest.raises(config.UsageError, match=r"EfficientNetB0 .*=imagenet: Keras scales"):
-        applications.load_weights(None, "EfficientNetB0", "imagenet")
+        keras_applications.load_weights(None, "EfficientNetB0", "imagenet")
     with pytest.raises(config.UsageError, match=r"MobileNet5: choose one of .*MobileNetV2"):
-        models.create_model(config.Config(model="keras:MobileNet5"), 5, "float32")
+        registry.create_model(config.Config(model="keras:MobileNet5"), 5, "float32")

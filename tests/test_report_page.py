@@ -12,8 +12,10 @@ from sklearn import metrics as sklearn_metrics
 
 from poster_tfds import splits, synthetic
 from tests import conftest
-from trainer import checkpoints, config, preprocessing
-from trainer.report_page import analysis, evaluated
+from trainer import config
+from trainer.data import preprocessing
+from trainer.reports import analysis, evaluated
+from trainer.run import checkpoints
 
 NUM_POSTERS = 80
 

@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from trainer import checkpoints, datasets, input_pipeline
+from trainer.data import pipeline, splits
+from trainer.run import checkpoints
 
 FLAGS = (
     "--deterministic",
@@ -33,7 +34,7 @@ def start(data_dir, run_dir, *flags, module="trainer", **environment):
     return conftest.start(
         *(sys.executable, "-m", module, "--dataset=poster_tfds/synthetic"),
         *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--preset=reference"),
-        *("--image_size=48", *flags),
+        *("--image_size=48", "--noreport", *flags),
         **environment,
     )
 
@@ -113,9 +114,9 @@ def wait_for(condition, process, seconds=300):
 
 def loss_of(model, data_dir):
     """Returns the cross-entropy of the test split, by NumPy."""
-    builder = datasets.open_dataset("poster_tfds/synthetic", str(data_dir))
-    split = input_pipeline.eval_dataset(builder, "test", image_size=48, batch_size=90, cached=False)
-    (batch,) = split.take(1).as_numpy_iterator()
+    split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
+    batches = pipeline.eval_batches(pipeline.PipelineSpec(split, image_size=48, batch_size=90))
+    (batch,) = batches.take(1).as_numpy_iterator()
     p = 1 / (1 + np.exp(-model(batch["image"], training=False).numpy().astype(np.float64)))
     return -np.mean(np.log(np.where(batch["genres"] > 0, p, 1 - p)))
 

@@ -16,8 +16,11 @@ from PIL import Image
 
 from export import saved_model, serving_files, serving_model
 from tests import conftest, stand_in_server, test_preprocessing
-from trainer import checkpoints, config, models, preprocessing
+from trainer import config
 from trainer.benchmark import turns
+from trainer.data import preprocessing
+from trainer.models import registry
+from trainer.run import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def test_a_bad_image_is_answered_with_its_reason_and_harms_nobody(served, name):
 def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are(small, monkeypatch):
     """Whether all images are small enough to be decoded together or only some."""
     monkeypatch.setattr(serving_model, "_SMALL", small)
-    model = models.create_model(config.Config(image_size=48), 8, "float32")
+    model = registry.create_model(config.Config(image_size=48), 8, "float32")
     limits = serving_model.Limits(conftest.MAX_BYTES, conftest.MAX_PIXELS)
     module = serving_model.ServingModel(model, [str(i) for i in range(8)], 48, 3, limits)
     good = [test_preprocessing.make_jpeg(60 + 40 * i, 90 + 10 * i) for i in range(len(BAD))]

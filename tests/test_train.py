@@ -1,6 +1,7 @@
 """A run learns, says how well, stops, goes on, and agrees under every strategy."""
 
 import json
+import re
 import sys
 
 import keras
@@ -10,8 +11,11 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import conftest
-from trainer import checkpoints, config, evaluation, layers, models, runtime, steps, train
+from trainer import config, runtime, steps, train
 from trainer.benchmark import peers
+from trainer.models import layers, registry
+from trainer.reports import scores as scores_lib
+from trainer.run import checkpoints
 
 SCORES = {"loss", "label_accuracy", "macro_ap", "micro_ap", "lrap"}
 
@@ -63,7 +67,9 @@ def test_a_model_rises_well_above_the_constant(data_dir, tmp_path):
 def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, capsys):
     def go_on(**settings):
         settings = {"dataset": "poster_tfds/synthetic", "image_size": 48, "epochs": 3, **settings}
-        train.train_and_evaluate(config.Config(data_dir=str(data_dir), **settings), tmp_path)
+        train.train_and_evaluate(
+            config.Config(data_dir=str(data_dir), **settings), tmp_path, report=False
+        )
         return [r["step"] for r in read_metrics(tmp_path)], capsys.readouterr().out
 
     steps, _ = go_on(max_steps=20)
@@ -118,7 +124,7 @@ def test_synthetic_builds_itself_and_start_up_is_quiet(tmp_path, monkeypatch):
 def test_help_explains_every_setting():
     text = conftest.run(sys.executable, "-m", "trainer", "--help", check=False).stdout
     for name in config.Config.__dataclass_fields__:
-        assert f"--{name}:" in text or f"--[no]{name}:" in text
+        assert len(re.findall(rf"^  --(\[no\])?{name}\b", text, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
     """
     keras.utils.set_random_seed(1)
     (batch,) = make_batches([8], image_size=94)
-    ours = without_dropout(models.create_model(config.Config(image_size=94), 4, "float32"))
+    ours = without_dropout(registry.create_model(config.Config(image_size=94), 4, "float32"))
     stock = without_dropout(peers.with_stock_layers(ours))
     assert {type(layer).__module__.split(".")[0] for layer in stock.layers} == {"keras"}
     before = ours.get_weights()
@@ -196,7 +202,7 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
     outputs = step(iter(tf.data.Dataset.from_tensors(batch)))
 
     labels, logits = steps.collect([outputs])
-    loss = evaluation.compute_metrics(labels, logits)["loss"]
+    loss = scores_lib.compute_metrics(labels, logits)["loss"]
     assert loss == pytest.approx(expected_loss[exact], rel=2e-4)
 
     def errors(model):
@@ -218,7 +224,7 @@ def test_a_step_is_what_stock_keras_would_do(filter_gradient):
 def train_on(batches, calls, **settings):
     """Trains a fresh model without dropout; returns labels, logits and weights."""
     keras.utils.set_random_seed(1)
-    model = without_dropout(models.create_model(config.Config(image_size=46), 4, "float32"))
+    model = without_dropout(registry.create_model(config.Config(image_size=46), 4, "float32"))
     optimizer = keras.optimizers.SGD(0.01)
     optimizer.build(model.trainable_variables)
     step = steps.make_train_step(model, optimizer, tf.distribute.get_strategy(), **settings)
@@ -291,13 +297,14 @@ import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np, keras, tensorflow as tf
 from trainer import config, runtime, steps
+from trainer.models import optimizer as optimizer_lib
 strategy = runtime.create_strategy("mirrored", logical_cpus=2)
 with strategy.scope():
     inputs = keras.Input((2,))
     model = keras.Model({"image": inputs}, keras.layers.Dense(1)(inputs))
     model_on_image = lambda image, training: model({"image": image})
     model_on_image.trainable_variables = model.trainable_variables
-    optimizer = steps.create_optimizer(config.Config(), "mixed_float16", 1)
+    optimizer = optimizer_lib.create_optimizer(config.Config(), "mixed_float16", 1)
     optimizer.build(model.trainable_variables)
 before = [v.numpy() for v in model.trainable_variables]
 scale = float(optimizer.dynamic_scale.numpy())

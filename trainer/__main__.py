@@ -1,16 +1,17 @@
-"""Command line of the trainer.
+"""Trains a model and leaves a run directory.
 
     python -m trainer --dataset=poster_tfds/imdb --data_dir=data --run_dir=runs/imdb
 
-Flags become a `Config`; everything else is in `train.train_and_evaluate`.
+Posters stream from a dataset that `tfds build` has built. The model is evaluated after every
+epoch; the same command goes on where an earlier one stopped.
 """
 
 import os
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from trainer import config as config_lib, presets, startup
+from trainer import command_line, config as config_lib, presets
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the run is kept.", required=True)
 _PRESET = flags.DEFINE_enum(
@@ -26,26 +27,28 @@ _RESUME = flags.DEFINE_bool(
 _OVERRIDE = flags.DEFINE_bool(
     "override", False, "Go on even if --run_dir holds a run with other settings."
 )
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
+_REPORT = flags.DEFINE_bool(
+    "report", True, "Write report.html at the end: how good the best model is, genre by genre."
+)
 
 
 config_lib.define_flags()
 
 
-def main(argv: list[str]) -> None:
-    """Trains as the flags say; a user's mistake ends in one message."""
-    if len(argv) > 1:
-        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
-    startup.import_tensorflow(_VERBOSE.value)
+def main(arguments: list[str]) -> None:
+    """Trains as the flags say."""
+    del arguments
+    command_line.import_tensorflow()
     from trainer import runtime, train  # Imports TensorFlow, which --help need not wait for.
 
     try:
-        config = config_lib.from_flags(preset=presets.PRESETS[_PRESET.value])
         train.train_and_evaluate(
-            config, _RUN_DIR.value, resume=_RESUME.value, override=_OVERRIDE.value
+            config_lib.from_flags(preset=presets.PRESETS[_PRESET.value]),
+            _RUN_DIR.value,
+            resume=_RESUME.value,
+            override=_OVERRIDE.value,
+            report=_REPORT.value,
         )
-    except config_lib.UsageError as error:
-        sys.exit(str(error))
     except runtime.WorkerLostError as error:
         print(
             f"A worker is gone ({str(error).splitlines()[0]}). Start it again; this one goes on "
@@ -58,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

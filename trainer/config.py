@@ -1,21 +1,35 @@
 """Every setting of a training run: its default, its meaning, its choices."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-
-flags.disclaim_key_flags()  # --help counts the flags to the program that asks for them.
 
 AUGMENTATIONS = ("flip", "crop", "color", "erase")
 LOSSES = ("binary_crossentropy", "focal", "asymmetric")
 BACKBONE = "backbone"  # What `freeze` calls all layers but the head.
 
 
-def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None):
-    metadata = {"meaning": meaning, "choices": choices, "minimum": minimum}
+# What --help puts the settings under, in this order.
+GROUPS = ("data", "model", "optimization", "augmentation", "checkpoints", "devices")
+
+
+def _setting(
+    group: str,
+    default: Any,
+    meaning: str,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+):
+    metadata = {"group": group, "meaning": meaning, "choices": choices, "minimum": minimum}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_data, _model, _optimization, _augmentation, _checkpoints, _devices = (
+    functools.partial(_setting, group) for group in GROUPS
+)
 
 
 class UsageError(ValueError):
@@ -27,51 +41,49 @@ class Config:
     """Settings of a run; the defaults are the reference tutorial's."""
 
     # fmt: off
-    dataset: str = _setting("poster_tfds/imdb", "TFDS dataset, NAME/CONFIG.")
-    data_dir: str = _setting("data", "Where `tfds build --data_dir` put the dataset.")
-    train_split: str = _setting("train", "Split to train on, or a part of one, as train[:85%].")
-    validation_split: str = _setting("auto", "Split to choose the best checkpoint on, or a part of one, as train[85%:]; empty: none; auto: `validation`, if there is such a split.")
-    test_split: str = _setting("test", "Split to evaluate on after every epoch; empty: none.")
+    dataset: str = _data("poster_tfds/imdb", "TFDS dataset, NAME/CONFIG.")
+    data_dir: str = _data("data", "Where `tfds build --data_dir` put the dataset.")
+    train_split: str = _data("train", "Split to train on, or a part of one, as train[:85%].")
+    validation_split: str = _data("auto", "Split to choose the best checkpoint on, or a part of one, as train[85%:]; empty: none; auto: `validation`, if there is such a split.")
+    test_split: str = _data("test", "Split to evaluate on after every epoch; empty: none.")
+    cache: str = _data("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
+    shuffle_buffer: int = _data(4096, "Examples to draw from when shuffling; they are in memory, with --cache=disk decoded.", minimum=1)
+    data_service: str = _data("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
 
-    model: str = _setting("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
-    image_size: int = _setting(350, "Height and width that posters are resized to, in pixels.", minimum=32)
-    pretrained_weights: str = _setting("none", "Weights that the backbone of efficientnet_lite0 or keras:NAME begins with: none, imagenet, or a file of them.")
-    init_from: str = _setting("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
-    freeze: str = _setting("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
-    head_units: int = _setting(0, "Width of a dense layer between a pretrained backbone and the logits; 0: none.", minimum=0)
-    dropout: float = _setting(0.0, "Share of the features that dropout zeroes before each dense layer of compact_cnn and of a head.", minimum=0)
+    model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
+    image_size: int = _model(350, "Height and width that posters are resized to, in pixels.", minimum=32)
+    pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 or keras:NAME begins with: none, imagenet, or a file of them.")
+    init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
+    freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
+    head_units: int = _model(0, "Width of a dense layer between a pretrained backbone and the logits, in units; 0: none.", minimum=0)
+    dropout: float = _model(0.0, "Share of the features, 0 to 1, that dropout zeroes before each dense layer of compact_cnn and of a head.", minimum=0)
 
-    epochs: int = _setting(5, "Passes over the train split.", minimum=1)
-    batch_size: int = _setting(32, "Examples a step, over all replicas together.", minimum=1)
-    learning_rate: float = _setting(1e-3, "Learning rate of Adam; with a schedule, the highest.", minimum=0)
-    learning_rate_schedule: str = _setting("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
-    warmup_epochs: float = _setting(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
-    weight_decay: float = _setting(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
-    weight_average: float = _setting(0.0, "Momentum of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
-    loss: str = _setting("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
-    class_balance: float = _setting(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)
-    label_smoothing: float = _setting(0.0, "How far labels are drawn from 0 and 1 towards their genre's share of the train split.", minimum=0)
-    seed: int = _setting(0, "Seed of the weights, the shuffle order and dropout.", minimum=0)
-    max_steps: int = _setting(0, "Stop after this many steps; 0: no limit.", minimum=0)
+    epochs: int = _optimization(5, "Passes over the train split.", minimum=1)
+    batch_size: int = _optimization(32, "Examples a step, over all replicas together.", minimum=1)
+    learning_rate: float = _optimization(1e-3, "Learning rate of Adam; with a schedule, the highest.", minimum=0)
+    learning_rate_schedule: str = _optimization("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
+    warmup_epochs: float = _optimization(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
+    weight_decay: float = _optimization(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
+    weight_average: float = _optimization(0.0, "Momentum, 0 to 1, of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
+    loss: str = _optimization("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
+    class_balance: float = _optimization(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)
+    label_smoothing: float = _optimization(0.0, "How far, 0 to 1, labels are moved from 0 and 1 towards their genre's share of the train split.", minimum=0)
+    seed: int = _optimization(0, "Seed of the weights, the shuffle order, the changes and dropout.", minimum=0)
+    max_steps: int = _optimization(0, "Stop after this many steps; 0: no limit.", minimum=0)
 
-    augment: str = _setting("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
+    augment: str = _augmentation("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
 
-    checkpoint_every_steps: int = _setting(0, "Save a checkpoint every so many steps; 0: at the end of an epoch.", minimum=0)
-    checkpoint_every_seconds: float = _setting(300.0, "Save one also when the last is this old.", minimum=0)
-    keep_checkpoints: int = _setting(2, "Newest checkpoints to keep, beside the best one.", minimum=1)
+    checkpoint_every_steps: int = _checkpoints(0, "Save a checkpoint every so many steps; 0: at the end of an epoch.", minimum=0)
+    checkpoint_every_seconds: float = _checkpoints(300.0, "Save one also when the last is so many seconds old.", minimum=0)
+    keep_checkpoints: int = _checkpoints(2, "How many of the newest checkpoints to keep, beside the best one.", minimum=1)
 
-    precision: str = _setting("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
-    strategy: str = _setting("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
-    tpu: str = _setting("", "Name or address of the TPU, for --strategy=tpu.")
-    logical_cpus: int = _setting(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
-
-    jit_compile: bool = _setting(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
-    steps_per_call: int = _setting(1, "Steps that the device takes before Python is asked again.", minimum=1)
-    deterministic: bool = _setting(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
-
-    data_service: str = _setting("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
-    cache: str = _setting("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
-    shuffle_buffer: int = _setting(4096, "Examples to draw from when shuffling; they are held in memory, with --cache=disk decoded.", minimum=1)
+    precision: str = _devices("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
+    strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    tpu: str = _devices("", "Name or address of the TPU, for --strategy=tpu.")
+    logical_cpus: int = _devices(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
+    jit_compile: bool = _devices(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
+    steps_per_call: int = _devices(1, "Steps that the device takes before Python is asked again.", minimum=1)
+    deterministic: bool = _devices(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
     # fmt: on
 
     def __post_init__(self):
@@ -131,20 +143,21 @@ class Config:
 
 
 def define_flags(names: Sequence[str] = ()) -> None:
-    """Defines a flag for each setting, or for those named."""
-    define = {
-        bool: flags.DEFINE_bool,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-    }
+    """Defines a flag for each setting, or for those named, in the group that --help has it under."""
     for field in dataclasses.fields(Config):
-        if names and field.name not in names:
-            continue
-        if choices := field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, field.default, choices, field.metadata["meaning"])
-        else:
-            define[field.type](field.name, field.default, field.metadata["meaning"])
+        if not names or field.name in names:
+            flags.DEFINE_flag(_make_flag(field), module_name=field.metadata["group"])
+
+
+def _make_flag(field: dataclasses.Field) -> flags.Flag:
+    meaning, choices = field.metadata["meaning"], field.metadata["choices"]
+    if choices:
+        return flags.EnumFlag(field.name, field.default, meaning, choices)
+    if field.type is bool:
+        return flags.BooleanFlag(field.name, field.default, meaning)
+    parsers = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}
+    serializer = flags.ArgumentSerializer()
+    return flags.Flag(parsers[field.type](), serializer, field.name, field.default, meaning)
 
 
 def from_flags(names: Sequence[str] = (), preset: Mapping[str, Any] | None = None) -> Config:

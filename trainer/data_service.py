@@ -11,11 +11,10 @@ storage that all of them reach under the same `--data_dir`.
 import os
 import signal
 import socket
-import sys
 
-from absl import app, flags
+from absl import flags
 
-from trainer import startup
+from trainer import command_line
 
 _PORT = flags.DEFINE_integer("port", 0, "Port to listen on; 0: one that is free.")
 _DISPATCHER = flags.DEFINE_string(
@@ -24,25 +23,20 @@ _DISPATCHER = flags.DEFINE_string(
 _HOST = flags.DEFINE_string(
     "host", socket.gethostname(), "Name under which the trainer reaches this worker."
 )
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Serves until it is asked to stop."""
-    if len(argv) > 1:
-        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    del arguments
     stops = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # For the threads to come, too.
-    startup.import_tensorflow(_VERBOSE.value)
+    command_line.import_tensorflow()
     from tensorflow.data.experimental import service
 
-    from trainer import config, runtime
+    from trainer import runtime
 
     if _DISPATCHER.value:
-        try:
-            runtime.check_reachable("--dispatcher", f"grpc://{_DISPATCHER.value}")
-        except config.UsageError as error:
-            sys.exit(str(error))
+        runtime.check_reachable("--dispatcher", f"grpc://{_DISPATCHER.value}")
         server = service.WorkerServer(
             service.WorkerConfig(
                 dispatcher_address=_DISPATCHER.value,
@@ -61,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -1,82 +1,23 @@
 """What is done with a batch: a step of training, a step of evaluation, on any replicas."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib, layers
-
-_NOT_DECAYED = ["bias", "gamma", "beta"]
-
-
-def create_optimizer(
-    config: config_lib.Config, precision: str, steps_per_epoch: int
-) -> keras.optimizers.Optimizer:
-    """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
-
-    Args:
-        config: its learning rate, schedule, weight decay and epochs count.
-        precision: Keras dtype policy.
-        steps_per_epoch: steps of an epoch, for the schedule.
-    """
-    learning_rate = config.learning_rate
-    if config.learning_rate_schedule == "cosine":
-        warmup = round(config.warmup_epochs * steps_per_epoch)
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else learning_rate,
-            max(config.epochs * steps_per_epoch - warmup, 1),
-            warmup_target=learning_rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=config.weight_decay or None)
-    optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
-    if precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def binary_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns the mean over genres, float32 [B], of labels and logits [B, G]."""
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
-
-
-class WeightAverage:
-    """A running average of a model's weights, normalization statistics included, in another model.
-
-    It begins with a short memory, which grows with the steps up to the momentum, as
-    `tf.train.ExponentialMovingAverage` with `num_updates`.
-    """
-
-    def __init__(self, average: keras.Model, model: keras.Model, momentum: float):
-        """Names the models.
-
-        Args:
-            average: what holds the average.
-            model: what is averaged; it has the same layers.
-            momentum: share of the average that a step keeps, in the end.
-        """
-        self._pairs = [
-            (mean.value, weight.value)
-            for mean, weight in zip(average.weights, model.weights, strict=True)
-        ]
-        self._momentum = momentum
-
-    def update(self, step: tf.Tensor) -> None:
-        """Takes the weights after a step into the average; outside of replicas."""
-        step = tf.cast(step, tf.float32)
-        momentum = tf.minimum(self._momentum, (1 + step) / (10 + step))
-        for mean, weight in self._pairs:
-            mean.assign(mean + (1 - momentum) * (weight - mean))
+from trainer.models import layers, losses, optimizer as optimizer_lib
+from trainer.reports import progress as progress_lib
 
 
 def make_train_step(
     model: keras.Model,
     optimizer,
     strategy: tf.distribute.Strategy,
-    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = binary_crossentropy,
-    average: WeightAverage | None = None,
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.binary_crossentropy,
+    average: optimizer_lib.WeightAverage | None = None,
     jit_compile: bool = False,
 ):
     """Returns a compiled function that trains on the next global batches of an iterator.
@@ -198,6 +139,45 @@ def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray
     }
     real = joined["weight"] > 0
     return joined["labels"][real], joined["logits"][real]
+
+
+class Predicted(NamedTuple):
+    """Answers for a split."""
+
+    labels: np.ndarray  # float32 [N, G], multi-hot.
+    outputs: np.ndarray  # float32 [N, ...]: logits, or whatever the model gives.
+    images_per_second: float
+
+
+def predict(
+    eval_step: Callable[[Iterator], dict],
+    batches: Iterator,
+    num_steps: int,
+    title: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Predicted | None:
+    """Goes once through a split, with a progress bar.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        batches: what it takes.
+        num_steps: batches of one pass.
+        title: for the progress bar.
+        should_stop: asked after each batch.
+
+    Returns:
+        The answers, or None if it was told to stop.
+    """
+    outputs = []
+    start = time.perf_counter()
+    with progress_lib.Progress(title, num_steps) as progress:
+        while len(outputs) < num_steps:
+            outputs.append(eval_step(batches))
+            progress.update(len(outputs[-1]["weight"]))
+            if should_stop():
+                return None
+    labels, values = collect(outputs)
+    return Predicted(labels, values, len(labels) / (time.perf_counter() - start))
 
 
 def _predict(model, images: tf.Tensor) -> tf.Tensor:

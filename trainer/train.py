@@ -1,31 +1,20 @@
 """The training loop: `train_and_evaluate`, readable top to bottom."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from trainer import (
-    checkpoints as checkpoints_lib,
-    config as config_lib,
-    datasets,
-    evaluation,
-    input_pipeline,
-    inputs as inputs_lib,
-    losses,
-    models,
-    prediction,
-    report,
-    run_directory,
-    runtime,
-    steps,
-    stopping,
-)
+from trainer import config as config_lib, learner as learner_lib, runtime, steps
+from trainer.data import pipeline, run_data
+from trainer.models import losses, optimizer as optimizer_lib
+from trainer.reports import page, progress as progress_lib, run_log
+from trainer.run import checkpoints as checkpoints_lib, directory, state as state_lib, stopping
 
 
 def train_and_evaluate(
@@ -33,6 +22,7 @@ def train_and_evaluate(
     run_dir: str | os.PathLike,
     resume: bool = True,
     override: bool = False,
+    report: bool = True,
 ) -> None:
     """Trains a model, evaluates it after every epoch and leaves a run directory.
 
@@ -44,376 +34,225 @@ def train_and_evaluate(
         run_dir: where the run is kept.
         resume: whether a run that has begun in `run_dir` may go on.
         override: whether it may go on with other settings.
+        report: whether to write `report.html` at the end.
 
     Raises:
         config.UsageError: the settings cannot be used, the data is damaged, the loss is no
             longer finite or the disk is full; the message says what to do.
         runtime.WorkerLostError: another worker is gone.
     """
-    start = time.monotonic()
-    run = run_directory.RunDirectory(run_dir)
+    start_time = time.monotonic()
+    run = directory.RunDirectory(run_dir)
     run.check_continues(config, resume, override)
-    choice = runtime.choose_strategy(config.strategy)
-    strategy = runtime.create_strategy(choice.name, config.tpu, config.logical_cpus)
-    runtime.check_replicas(strategy, config.batch_size, config.jit_compile)
-    chief = runtime.is_chief(strategy)
-    precision = runtime.choose_precision(config.precision)
-    data = inputs_lib.open_data(config)
-    run.check_same_data(data.genres, data.num_train)
+    devices = runtime.open_devices(config)
+    data = run_data.open_data(config)
+    run.check_same_data(data.train.genres, data.train.num_examples)
 
     with contextlib.ExitStack() as stack:
-        if chief:
+        if devices.is_chief:
             stack.enter_context(run.held())
         stop = stack.enter_context(stopping.StopRequest())
-        stack.enter_context(runtime.lost_workers_named(strategy))
+        stack.enter_context(runtime.lost_workers_named(devices.strategy))
         # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
         keras.utils.set_random_seed(config.seed + 1)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
-        with strategy.scope():
-            model, average, optimizer = _create(config, data, precision)
-        checkpoints = checkpoints_lib.Checkpoints(
-            run.checkpoints, model, optimizer, config.keep_checkpoints, chief, average
-        )
-        state = checkpoints.restore()
-        if not state.step:
-            _begin(config, model, average, data.genres)
-        runtime.check_same_step(strategy, state.step)
-        if config.learning_rate_schedule == "constant":
-            optimizer.learning_rate = config.learning_rate  # It is restored too; --override wins.
-        print(
-            f"{config.model}, {model.count_params():,} parameters, {precision}\n"
-            f"strategy {choice.name}: {choice.reason}; {strategy.num_replicas_in_sync} replica(s)\n"
-            f"{data.builder.info.full_name}: {data.num_train} posters to train on, "
-            f"{len(data.genres)} genres; evaluated on "
-            + ", ".join(f"{size} of {split}" for split, size in data.eval_splits.items())
-            + f"\ncache {data.cache.name}: {data.cache.reason}",
-            flush=True,
-        )
-        trained, evaluated = model, average or model
-        if config.freeze == config_lib.BACKBONE:
-            trained, evaluated = (m.get_layer("head") for m in (trained, evaluated))
-        inputs = _open_inputs(config, run, strategy, data, model, state.step, stop)
+        learner = learner_lib.create_learner(config, data, devices)
+        state = _restore(config, run, devices, data, learner, stop)
+        log = run_log.RunLog(config, run, devices, data, learner.model)
+        log.describe_run()
+        inputs = _open_inputs(config, run, devices, data, learner.model, state)
         if inputs is None:
             print("Stopped before it trained. The same command goes on.", flush=True)
             return
-        running_average = None
-        if average:
-            running_average = steps.WeightAverage(evaluated, trained, config.weight_average)
-        train_step = steps.make_train_step(
-            trained,
-            optimizer,
-            strategy,
-            losses.make_loss(config, data.base_rates, data.num_train),
-            running_average,
-            config.jit_compile,
-        )
-        eval_step = steps.make_eval_step(evaluated, strategy)
-        if chief:
-            checkpoints.remove_leftovers()
-            run.write_config(
-                config,
-                genres=data.genres,
-                num_train=data.num_train,
-                validation_split=data.validation_split,
-                precision=precision,
-                replicas=strategy.num_replicas_in_sync,
-                cache=data.cache.name,
-                parameters=model.count_params(),
-            )
-            run.keep_metrics_until(state.step)
-            report.write_tensorboard(run.tensorboard, run.read_metrics(), anew=True)
-            if config.augment and config.freeze != config_lib.BACKBONE:
-                _draw_augmentation(config, data, run)
-        _Loop(
+        log.begin(state.step, start_time)
+        distribute = devices.strategy.distribute_datasets_from_function
+        context = Context(
             config,
-            run,
-            strategy,
             data,
-            inputs,
-            train_step,
-            eval_step,
-            checkpoints,
-            state,
-            stop,
-            start,
-        ).run()
+            log,
+            learning_rate=lambda: float(learner.optimizer.learning_rate),
+            train_step=_make_train_step(config, data, devices, learner),
+            eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
+            train_batches=iter(distribute(inputs.train)),
+            eval_batches={name: iter(distribute(b)) for name, b in inputs.evaluated.items()},
+        )
+        if not _train(context, state):
+            return
+        if devices.is_chief:
+            if report:
+                page.write_report(run_dir, should_stop=lambda: stop.requested)
+            log.finish()
+        state.should_stop()  # The other workers must not leave while the chief is at work.
 
 
-def _create(
-    config: config_lib.Config, data: inputs_lib.RunData, precision: str
-) -> tuple[keras.Model, keras.Model | None, keras.optimizers.Optimizer]:
-    """Returns a fresh model, one for the average of its weights if it is wanted, and optimizer."""
-    num_genres = len(data.genres)
-    model = models.create_model(config, num_genres, precision)
-    average = None
-    if config.weight_average:
-        average = models.create_model(config, num_genres, precision)
-    optimizer = steps.create_optimizer(config, precision, data.steps_per_epoch)
-    optimizer.build(model.trainable_variables)
-    return model, average, optimizer
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the loop needs, made once.
+
+    Attributes:
+        config: the settings.
+        data: the splits.
+        log: what is told of the run.
+        learning_rate: gives the learning rate of the next step.
+        train_step: of `steps.make_train_step`.
+        eval_step: of `steps.make_eval_step`.
+        train_batches: what `train_step` takes.
+        eval_batches: name of a split -> what `eval_step` takes.
+    """
+
+    config: config_lib.Config
+    data: run_data.RunData
+    log: run_log.RunLog
+    learning_rate: Callable[[], float]
+    train_step: Callable[..., dict[str, tf.Tensor]]
+    eval_step: Callable[..., dict[str, tf.Tensor]]
+    train_batches: Iterator
+    eval_batches: dict[str, Iterator]
+
+    @property
+    def last_step(self) -> int:
+        """The step with which the run is done."""
+        last_step = self.config.epochs * self.data.steps_per_epoch
+        return min(last_step, self.config.max_steps or last_step)
+
+
+def _train(context: Context, state: state_lib.RunState) -> bool:
+    """Trains and evaluates until a stop is asked for, or the run is done; returns whether it is."""
+    if state.step:
+        print(f"Going on after step {state.step} of {context.last_step}.", flush=True)
+    while not state.stopped:
+        is_end_of_epoch = state.step % context.data.steps_per_epoch == 0
+        is_done = state.step >= context.last_step
+        if state.step and (is_end_of_epoch or is_done) and not state.is_recorded:
+            _evaluate(context, state)
+            continue
+        if is_done:
+            print(f"{context.log.path}: all {context.last_step} steps are done.", flush=True)
+            return True
+        if is_end_of_epoch:
+            state.begin_epoch()
+        _train_epoch(context, state)
+    print(
+        f"Stopped after step {state.step} of {context.last_step}, which is saved. The same "
+        "command goes on.",
+        flush=True,
+    )
+    return False
+
+
+def _train_epoch(context: Context, state: state_lib.RunState) -> None:
+    """Trains to the end of the epoch or of the run, or until a stop is asked for."""
+    config, steps_per_epoch = context.config, context.data.steps_per_epoch
+    epoch, num_done = divmod(state.step, steps_per_epoch)
+    end = min((epoch + 1) * steps_per_epoch, context.last_step)
+    progress = progress_lib.Progress(
+        f"epoch {epoch + 1}/{config.epochs}", end - epoch * steps_per_epoch, num_done
+    )
+    with progress, context.data.train.damage_named():
+        while state.step < end and not state.stopped:
+            next_save = state.next_save(end)
+            count = min(config.steps_per_call, next_save - state.step)
+            outputs = context.train_step(context.train_batches, count)
+            progress.update(len(outputs["weight"]), count)
+            state.advance(count, outputs, save=state.step + count == next_save)
+    state.images_per_second = progress.images_per_second
+
+
+def _evaluate(context: Context, state: state_lib.RunState) -> None:
+    """Scores the epoch and the model as it is, unless a stop comes before."""
+    trained = steps.Predicted(*state.answers(), state.images_per_second)
+    predicted = {context.data.train.name: trained}
+    for split in context.data.evaluated:
+        with split.damage_named():
+            answers = steps.predict(
+                context.eval_step,
+                context.eval_batches[split.name],
+                math.ceil(split.num_examples / context.config.batch_size),
+                f"evaluating {split}",
+                state.should_stop,
+            )
+        if answers is None:
+            return
+        predicted[split.name] = answers
+    context.log.record(state.step, context.learning_rate(), predicted)
+    state.is_recorded = True
+    state.prune()
+
+
+def _restore(
+    config: config_lib.Config,
+    run: directory.RunDirectory,
+    devices: runtime.Devices,
+    data: run_data.RunData,
+    learner: learner_lib.Learner,
+    stop: stopping.StopRequest,
+) -> state_lib.RunState:
+    """Gives a learner the weights to begin with: those of the last checkpoint come first."""
+    checkpoints = checkpoints_lib.Checkpoints(
+        run.checkpoints,
+        learner.model,
+        learner.optimizer,
+        config.keep_checkpoints,
+        devices.is_chief,
+        learner.average,
+    )
+
+    def describe_batch(step):
+        if config.data_service:
+            return "in the order of the data service"
+        spec = run_data.make_train_spec(config, data.train)
+        return ", ".join(pipeline.poster_ids_of_step(spec, step))
+
+    state = state_lib.RunState(config, run, devices, checkpoints, stop, describe_batch)
+    if not state.step:
+        learner_lib.initialize(learner, config, data.train.genres)
+    if config.learning_rate_schedule == "constant":
+        # It is restored too; --override wins.
+        learner.optimizer.learning_rate = config.learning_rate
+    return state
 
 
 def _open_inputs(
     config: config_lib.Config,
-    run: run_directory.RunDirectory,
-    strategy: tf.distribute.Strategy,
-    data: inputs_lib.RunData,
+    run: directory.RunDirectory,
+    devices: runtime.Devices,
+    data: run_data.RunData,
     model: keras.Model,
-    start_step: int,
-    stop: stopping.StopRequest,
-) -> inputs_lib.Inputs | None:
+    state: state_lib.RunState,
+) -> run_data.Inputs | None:
     """Returns batches of posters, or of the features that a frozen backbone has for them.
 
     Or None, if a stop was asked for while those were computed.
     """
     if config.freeze != config_lib.BACKBONE:
-        return inputs_lib.poster_inputs(config, data, run, start_step)
-    vote = runtime.make_vote(strategy)
-    return inputs_lib.feature_inputs(
+        return run_data.poster_inputs(config, data, run, state.step)
+    return run_data.feature_inputs(
         config,
         data,
         model.get_layer(config_lib.BACKBONE),
-        strategy,
-        start_step,
-        should_stop=lambda: vote(stop.requested)[0],
+        devices.strategy,
+        state.step,
+        state.should_stop,
     )
 
 
-def _begin(
+def _make_train_step(
     config: config_lib.Config,
-    model: keras.Model,
-    average: keras.Model | None,
-    genres: list[str],
-) -> None:
-    """Gives a run that has no checkpoint its weights: of another run, or pretrained, or fresh."""
-    if config.init_from:
-        source, facts = checkpoints_lib.restore_model(config.init_from)
-        if (source.name, facts["genres"]) != (model.name, genres):
-            raise config_lib.UsageError(
-                f"--init_from={config.init_from}: that run is of {source.name} with genres "
-                f"{facts['genres']}; this one is of {model.name} with {genres}."
-            )
-        try:
-            models.copy_weights(source, model)
-        except ValueError as error:
-            raise config_lib.UsageError(
-                f"--init_from={config.init_from}: its layers are of other sizes ({error})."
-            ) from error
-    else:
-        models.load_pretrained_weights(model, config)
-    if average:
-        models.copy_weights(model, average)
-
-
-class _Loop:
-    """Trains epoch after epoch from where a checkpoint left off."""
-
-    def __init__(
-        self,
-        config: config_lib.Config,
-        run: run_directory.RunDirectory,
-        strategy: tf.distribute.Strategy,
-        data: inputs_lib.RunData,
-        inputs: inputs_lib.Inputs,
-        train_step: Callable[..., dict[str, tf.Tensor]],
-        eval_step: Callable[..., dict[str, tf.Tensor]],
-        checkpoints: checkpoints_lib.Checkpoints,
-        state: checkpoints_lib.State,
-        stop: stopping.StopRequest,
-        start: float,
-    ):
-        self._config = config
-        self._run = run
-        self._data = data
-        self._checkpoints = checkpoints
-        self._stop_request = stop
-        self._vote = runtime.make_vote(strategy)
-        self._num_replicas = strategy.num_replicas_in_sync
-        self._chief = runtime.is_chief(strategy)
-        self._last_step = config.epochs * data.steps_per_epoch
-        if config.max_steps:
-            self._last_step = min(self._last_step, config.max_steps)
-
-        self._step = state.step
-        self._answers = [(state.labels, state.logits)]  # Of the epoch so far.
-        records = [record for record in run.read_metrics() if record["step"] <= state.step]
-        self._is_recorded = state.step in {record["step"] for record in records}
-        # Had this process done all of the run up to its last evaluation, it would have begun then.
-        self._start = start - (records[-1]["seconds"] if records else 0)
-        self._images_per_second = None  # Unless this process trains.
-        self._stopped = False
-        self._last_save = time.monotonic()
-
-        self._train_step = train_step
-        self._eval_step = eval_step
-        distribute = strategy.distribute_datasets_from_function
-        self._train_batches = iter(distribute(inputs.train))
-        self._eval_batches = {
-            split: iter(distribute(dataset)) for split, dataset in inputs.evaluated.items()
-        }
-
-    def run(self) -> None:
-        """Trains and evaluates until the run is done or a stop is asked for."""
-        if self._step:
-            print(f"Going on after step {self._step} of {self._last_step}.", flush=True)
-        while not self._stopped:
-            at_end_of_epoch = self._step % self._data.steps_per_epoch == 0
-            is_done = self._step >= self._last_step
-            if self._step and (at_end_of_epoch or is_done) and not self._is_recorded:
-                self._evaluate()
-                continue
-            if is_done:
-                print(f"{self._run.path}: all {self._last_step} steps are done.", flush=True)
-                return
-            if at_end_of_epoch:
-                self._answers = []
-            self._train_epoch()
-        print(
-            f"Stopped after step {self._step} of {self._last_step}, which is saved. The same "
-            "command goes on.",
-            flush=True,
+    data: run_data.RunData,
+    devices: runtime.Devices,
+    learner: learner_lib.Learner,
+) -> Callable[..., dict[str, tf.Tensor]]:
+    average = None
+    if learner.average:
+        average = optimizer_lib.WeightAverage(
+            learner.evaluated, learner.trained, config.weight_average
         )
-
-    def _train_epoch(self) -> None:
-        """Trains to the end of the epoch or of the run, and saves when it is time."""
-        config, steps_per_epoch = self._config, self._data.steps_per_epoch
-        epoch = self._step // steps_per_epoch
-        end = min((epoch + 1) * steps_per_epoch, self._last_step)
-        every = config.checkpoint_every_steps or steps_per_epoch
-        outputs = []
-        start = time.perf_counter()
-        num_before = self._num_answers()
-        progress = report.Progress(
-            f"epoch {epoch + 1}/{config.epochs}",
-            end - epoch * steps_per_epoch,
-            done=self._step % steps_per_epoch,
-        )
-        with progress, datasets.damage_named(self._data.builder, config.train_split):
-            while self._step < end and not self._stopped:
-                next_save = min(end, (self._step // every + 1) * every)
-                count = min(config.steps_per_call, next_save - self._step)
-                outputs.append((self._step, self._train_step(self._train_batches, count)))
-                self._step += count
-                self._is_recorded = False
-                progress.update(len(outputs[-1][1]["weight"]), count)
-                # One call late, so that the device has its next work while Python looks.
-                self._check_finite(outputs[-2:-1])
-                is_due = time.monotonic() - self._last_save > config.checkpoint_every_seconds
-                self._stopped, is_due = self._vote(
-                    self._stop_request.requested, self._chief and is_due
-                )
-                if self._step == next_save or self._stopped or is_due:
-                    self._check_finite(outputs)
-                    self._answers.append(steps.collect([output for _, output in outputs]))
-                    outputs = []
-                    self._save()
-        seconds = time.perf_counter() - start
-        self._images_per_second = (self._num_answers() - num_before) / seconds
-
-    def _should_stop(self) -> bool:
-        self._stopped, _ = self._vote(self._stop_request.requested, False)
-        return self._stopped
-
-    def _save(self) -> None:
-        labels, logits = self._all_answers()
-        self._checkpoints.save(self._step, labels, logits)
-        if self._chief:
-            self._checkpoints.prune(self._run.best_step())
-        self._last_save = time.monotonic()
-
-    def _evaluate(self) -> None:
-        """Scores the epoch and the model as it stands, unless a stop comes before."""
-        predicted = {
-            self._config.train_split: prediction.Predicted(
-                *self._all_answers(), self._images_per_second
-            )
-        }
-        for split, size in self._data.eval_splits.items():
-            with datasets.damage_named(self._data.builder, split):
-                predicted[split] = prediction.predict(
-                    self._eval_step,
-                    self._eval_batches[split],
-                    math.ceil(size / self._config.batch_size),
-                    f"evaluating {split}",
-                    self._should_stop,
-                )
-            if predicted[split] is None:
-                return
-        epoch = math.ceil(self._step / self._data.steps_per_epoch)
-        records = [
-            {
-                "epoch": epoch,
-                "step": self._step,
-                "split": split,
-                **evaluation.compute_metrics(answers.labels, answers.outputs),
-                "images_per_second": answers.images_per_second,
-                "seconds": time.monotonic() - self._start,
-                "constant": evaluation.compute_constant_metrics(
-                    answers.labels, self._data.base_rates
-                ),
-            }
-            for split, answers in predicted.items()
-        ]
-        if self._chief:
-            self._run.append_metrics(records)
-            report.write_tensorboard(self._run.tensorboard, records)
-            run_directory.write_atomically(
-                self._run.learning_curves, report.draw_learning_curves(self._run.read_metrics())
-            )
-            self._checkpoints.prune(self._run.best_step())
-        self._is_recorded = True
-        speed = f", {self._images_per_second:.0f} img/s" if self._images_per_second else ""
-        print(
-            f"\nepoch {epoch}/{self._config.epochs}, step {self._step}{speed}\n"
-            f"{report.format_records(records)}",
-            flush=True,
-        )
-
-    def _all_answers(self) -> tuple[np.ndarray, np.ndarray]:
-        labels, logits = (np.concatenate(parts) for parts in zip(*self._answers, strict=True))
-        self._answers = [(labels, logits)]
-        return labels, logits
-
-    def _num_answers(self) -> int:
-        return sum(len(labels) for labels, _ in self._answers)
-
-    def _check_finite(self, outputs: list[tuple[int, dict[str, tf.Tensor]]]) -> None:
-        """Stops the run at the first step whose loss or gradients were not finite."""
-        for first_step, output in outputs:
-            finite = output["finite"].numpy()
-            if not finite.all():
-                step = first_step + int(np.argmin(finite)) // self._num_replicas + 1
-                posters = "in the order of the data service"
-                if not self._config.data_service:
-                    ids = input_pipeline.poster_ids_of_step(
-                        self._data.builder,
-                        self._config.train_split,
-                        step=step,
-                        batch_size=self._config.batch_size,
-                        shuffle_buffer=self._data.num_train
-                        if self._config.freeze == config_lib.BACKBONE
-                        else self._config.shuffle_buffer,
-                        seed=self._config.seed,
-                    )
-                    posters = ", ".join(ids)
-                raise config_lib.UsageError(
-                    f"The loss or its gradients are not finite at step {step}. Its batch: "
-                    f"{posters}.\nThe checkpoints in {self._run.checkpoints} are from "
-                    "before it. A lower --learning_rate may help; give it with --override to go "
-                    "on. Or begin anew in another --run_dir, with --precision=float32."
-                )
-
-
-def _draw_augmentation(
-    config: config_lib.Config, data: inputs_lib.RunData, run: run_directory.RunDirectory
-):
-    image, variants = input_pipeline.example_variants(
-        data.builder,
-        config.train_split,
-        image_size=config.image_size,
-        seed=config.seed,
-        augment=config.augmentations,
-        count=report.NUM_VARIANTS,
+    return steps.make_train_step(
+        learner.trained,
+        learner.optimizer,
+        devices.strategy,
+        losses.make_loss(config, data.train.base_rates, data.train.num_examples),
+        average,
+        config.jit_compile,
     )
-    run_directory.write_atomically(run.augmentation, report.draw_variants(image, variants))

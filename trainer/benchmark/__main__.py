@@ -11,9 +11,10 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+import pandas as pd
+from absl import flags
 
-from trainer import config as config_lib, startup
+from trainer import command_line, config as config_lib
 
 _SETTINGS = (
     "dataset",
@@ -45,24 +46,19 @@ _COMPARE = flags.DEFINE_list(
     "compare", [], f"What to measure beside it, of: {', '.join(_COMPARISONS)}."
 )
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show TensorFlow's own messages.")
 
 
-def main(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Measures what the flags name and prints one table."""
-    if len(argv) > 1:
-        sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
+    del arguments
     for name in _COMPARE.value:
         if name not in _COMPARISONS:
             sys.exit(f"--compare={name}: choose from {', '.join(_COMPARISONS)}.")
         module, package = _NEEDS.get(name, ("keras", ""))
         if importlib.util.find_spec(module) is None:
             sys.exit(f"--compare={name}: install it with `pip install {package}`.")
-    startup.import_tensorflow(_VERBOSE.value)
-    try:
-        measure(config_lib.from_flags(_SETTINGS))
-    except config_lib.UsageError as error:
-        sys.exit(str(error))
+    command_line.import_tensorflow()
+    measure(config_lib.from_flags(_SETTINGS))
 
 
 def measure(config: config_lib.Config) -> None:
@@ -74,13 +70,15 @@ def measure(config: config_lib.Config) -> None:
     import tensorflow as tf
     import tqdm
 
-    from trainer import datasets, models, run_directory, runtime
+    from trainer import runtime
     from trainer.benchmark import peers, stages as stages_lib, turns
+    from trainer.data import splits
+    from trainer.models import registry
+    from trainer.run import directory
 
-    builder = datasets.open_dataset(config.dataset, config.data_dir)
-    datasets.num_examples(builder, config.train_split)
+    split = splits.open_split(config.dataset, config.data_dir, config.train_split)
     precision = runtime.choose_precision(config.precision)
-    num_genres = len(datasets.genre_names(builder))
+    num_genres = len(split.genres)
     create = {
         "tutorial": ("tutorial_loop", peers.tutorial_loop, (config,)),
         "opencv": ("opencv", peers.opencv, (config,)),
@@ -88,7 +86,7 @@ def measure(config: config_lib.Config) -> None:
         "pytorch": ("pytorch", peers.pytorch, (config, num_genres, precision)),
     }
     with contextlib.ExitStack() as stack:
-        training = stages_lib.training_stages(builder, config, precision)
+        training = stages_lib.training_stages(split, config, precision)
         training["step_resident"](0)
         memory = {"step_resident": turns.peak_memory()}
         started = {
@@ -96,7 +94,7 @@ def measure(config: config_lib.Config) -> None:
             for name, function, arguments in (create[name] for name in _COMPARE.value)
         }
         stages = {
-            **stages_lib.pipeline_stages(builder, config),
+            **stages_lib.pipeline_stages(split, config),
             **training,
             **{name: peer.take_turn for name, peer in started.items()},
         }
@@ -109,14 +107,14 @@ def measure(config: config_lib.Config) -> None:
                 measured[name] = measured[name] + turn if name in measured else turn
         memory.update({name: peer.peak_memory() for name, peer in started.items()})
     flops = stages_lib.matmul_flops(precision, _SECONDS.value / _TURNS)
-    model = models.create_model(config, num_genres, precision)
+    model = registry.create_model(config, num_genres, precision)
     limit = flops / stages_lib.training_flops(model)
     figures = {name: turn.figures() for name, turn in measured.items()}
     device = tf.config.list_logical_devices()[-1].device_type
     cores = runtime.num_cores()
     peak = turns.peak_memory()
     print(
-        f"{builder.info.full_name} on {device}, {cores} cores, {precision}, batches of "
+        f"{split.builder.info.full_name} on {device}, {cores} cores, {precision}, batches of "
         f"{config.batch_size}\n\n{format_table(figures, limit)}\n\n"
         f"A matrix product of {flops / 1e9:.0f} GFLOP/s would train {limit:.1f} img/s.\n"
         f"Peak memory: {peak / 1e9:.2f} GB in all; "
@@ -134,9 +132,7 @@ def measure(config: config_lib.Config) -> None:
             "step_limit_images_per_second": limit,
             "stages": figures,
         }
-        run_directory.write_atomically(
-            pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n"
-        )
+        directory.write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")
 
 
 def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
@@ -146,18 +142,26 @@ def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
         figures: what `turns.Turn.figures` returns, by stage.
         limit: images a second that the step cannot exceed.
     """
-    lines = [f"{'':<16}{'img/s':>10}{'CPU ms/img':>12}{'cores busy':>12}{'of its ceiling':>16}"]
-    for name, stage in figures.items():
-        speed = stage["images_per_second"]
-        ceiling = figures[_CEILINGS[name]]["images_per_second"] if name in _CEILINGS else None
-        if name == "step_resident":
-            ceiling = limit
-        share = f"{speed / ceiling:.2f} {_CEILINGS.get(name, 'limit')}" if ceiling else ""
-        lines.append(
-            f"{name:<16}{speed:>10.1f}{stage['cpu_ms_per_image']:>12.2f}"
-            f"{stage['cores_busy']:>12.2f}   {share}"
+    table = pd.DataFrame.from_dict(figures, "index")
+    speeds = table["images_per_second"]
+    ceilings = speeds.reindex(_CEILINGS.values()).set_axis(list(_CEILINGS))
+    ceilings["step_resident"] = limit
+    shares = (speeds / ceilings).dropna()
+    table["of its ceiling"] = pd.Series(
+        {name: f"{share:.2f} {_CEILINGS.get(name, 'limit')}" for name, share in shares.items()}
+    )
+    return (
+        table.fillna("")
+        .rename(columns={"images_per_second": "img/s", "cpu_ms_per_image": "CPU ms/img"})
+        .rename(columns={"cores_busy": "cores busy"})
+        .to_string(
+            formatters={
+                "img/s": "{:.1f}".format,
+                "CPU ms/img": "{:.2f}".format,
+                "cores busy": "{:.2f}".format,
+            }
         )
-    return "\n".join(lines)
+    )
 
 
 def explain(figures: dict[str, dict[str, float]]) -> str:
@@ -190,4 +194,4 @@ def explain(figures: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -16,8 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib, datasets, layers, models, startup
+from trainer import command_line, config as config_lib
 from trainer.benchmark import stages, turns
+from trainer.data import splits
+from trainer.models import layers, registry
 
 _BATCH = 64
 _POSTERS = 1024  # Enough that they do not stay in the processor's caches.
@@ -37,8 +39,7 @@ class Peer:
         self._process = concurrent.futures.ProcessPoolExecutor(
             1,
             multiprocessing.get_context("spawn"),
-            initializer=startup.import_stock_tensorflow,
-            initargs=(False,),
+            initializer=command_line.import_stock_tensorflow,
         )
         self._process.submit(_create, create, arguments).result()
 
@@ -108,7 +109,9 @@ def opencv(config: config_lib.Config) -> stages.Stage:
 def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
     """Trains the reference CNN of stock layers with Keras's `fit`, in float32."""
     model = with_stock_layers(
-        models.create_model(config_lib.Config(image_size=config.image_size), num_genres, "float32")
+        registry.create_model(
+            config_lib.Config(image_size=config.image_size), num_genres, "float32"
+        )
     )
     model.compile(
         keras.optimizers.Adam(config.learning_rate),
@@ -191,6 +194,6 @@ def pytorch(config: config_lib.Config, num_genres: int, precision: str) -> stage
 
 
 def _read_posters(config: config_lib.Config) -> list[bytes]:
-    builder = datasets.open_dataset(config.dataset, config.data_dir)
-    examples = datasets.read(builder, config.train_split).take(_POSTERS)
+    split = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    examples = split.read().take(_POSTERS)
     return [example["image"] for example in examples.as_numpy_iterator()]

@@ -8,32 +8,25 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import (
-    batching,
-    config as config_lib,
-    datasets,
-    input_pipeline,
-    layers,
-    models,
-    preprocessing,
-    steps,
-)
+from trainer import config as config_lib, runtime, steps
 from trainer.benchmark import turns
+from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
+from trainer.models import layers, optimizer as optimizer_lib, registry
 
 Stage = Callable[[float], turns.Turn]
 _COUNTED = 64  # Examples counted at a time in the stages before batching.
 _MATMUL_SIZE = 4096
 
 
-def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
+def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str, Stage]:
     """Returns the stages of the cold pipeline, each with what stands before it.
 
     Only `cold_pipeline` copies posters into batches; the others count them.
     """
-    threads = datasets.num_threads()
-    examples = datasets.read(builder, config.train_split)
+    threads = runtime.num_pipeline_threads()
+    examples = split.read()
     records = tf.data.TFRecordDataset(
-        [str(path) for path in builder.info.splits[config.train_split].filepaths],
+        [str(path) for path in split.builder.info.splits[split.name].filepaths],
         num_parallel_reads=threads,
     )
     decoded = examples.map(
@@ -53,15 +46,17 @@ def pipeline_stages(builder, config: config_lib.Config) -> dict[str, Stage]:
         name: _consume(batching.finish(dataset.repeat().batch(_COUNTED)))
         for name, dataset in counted.items()
     }
-    stages["cold_pipeline"] = _consume(_train_dataset(builder, config, "none"))
+    stages["cold_pipeline"] = _consume(_train_batches(split, config, "none"))
     return stages
 
 
-def training_stages(builder, config: config_lib.Config, precision: str) -> dict[str, Stage]:
+def training_stages(
+    split: splits.Split, config: config_lib.Config, precision: str
+) -> dict[str, Stage]:
     """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
-    num_genres = len(datasets.genre_names(builder))
-    model = models.create_model(config, num_genres, precision)
-    optimizer = steps.create_optimizer(config, precision, steps_per_epoch=1)
+    num_genres = len(split.genres)
+    model = registry.create_model(config, num_genres, precision)
+    optimizer = optimizer_lib.create_optimizer(config, precision, steps_per_epoch=1)
     optimizer.build(model.trainable_variables)
     train_step = steps.make_train_step(
         model, optimizer, tf.distribute.get_strategy(), jit_compile=config.jit_compile
@@ -74,14 +69,13 @@ def training_stages(builder, config: config_lib.Config, precision: str) -> dict[
         )
 
     batch = resident_batch(config.image_size, config.batch_size, num_genres)
-    cold = _train_dataset(builder, config, "none")
-    cache = input_pipeline.choose_cache("auto", builder, config.train_split, config.image_size)
-    warm = iter(_train_dataset(builder, config, cache.name))
+    cold = _train_batches(split, config, "none")
+    cache = caching.choose_cache("auto", split, config.image_size)
+    warm = iter(_train_batches(split, config, cache.name))
 
     @functools.cache
     def pass_an_epoch():
-        num_train = datasets.num_examples(builder, config.train_split)
-        for _ in range(math.ceil(num_train / config.batch_size)):
+        for _ in range(math.ceil(split.num_examples / config.batch_size)):
             next(warm)
 
     def warm_pipeline(seconds: float) -> turns.Turn:
@@ -140,17 +134,8 @@ def _forward_flops(model: keras.Model) -> Iterator[float]:
             yield 2 * height * width * layer.kernel.shape.num_elements()
 
 
-def _train_dataset(builder, config: config_lib.Config, cache: str) -> tf.data.Dataset:
-    return input_pipeline.train_dataset(
-        builder,
-        config.train_split,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        cache=cache,
-        shuffle_buffer=config.shuffle_buffer,
-        seed=config.seed,
-        augment=config.augmentations,
-    )
+def _train_batches(split: splits.Split, config: config_lib.Config, cache: str) -> tf.data.Dataset:
+    return pipeline.train_batches(run_data.make_train_spec(config, split, cache=cache))
 
 
 def _consume(dataset: tf.data.Dataset) -> Stage:

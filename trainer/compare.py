@@ -1,0 +1,44 @@
+"""Compares runs: a Markdown table, best macro AP first, and a plot of quality against time.
+
+    python -m trainer.compare runs/a runs/b runs/c --split=test --plot=comparison.png
+
+Runs that differ in their seed alone are one row: mean ± sample standard deviation (n - 1)
+over the seeds. A run's scores on --split are those of its best checkpoint by macro AP on the
+validation split, where it has one, else those of its last epoch. Minutes are those of the
+whole run, evaluation included; the time of the run that it began with (--init_from) is
+counted too, if its directory is there. The last row is the constant predictor's.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from trainer import command_line
+
+_SPLIT = flags.DEFINE_string("split", "test", "Split on which the runs were evaluated.")
+_PLOT = flags.DEFINE_string("plot", "", "PNG to write: macro AP against minutes of training.")
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table and draws the plot; a user's mistake ends in one message."""
+    if not arguments:
+        sys.exit("Name the run directories to compare: python -m trainer.compare RUN RUN ...")
+    command_line.import_stock_tensorflow()  # TFDS imports it, and would let it talk.
+    from trainer.reports import comparison
+    from trainer.run import directory
+
+    runs = [comparison.read_run(path, _SPLIT.value) for path in arguments]
+    groups = comparison.group(runs)
+    if _PLOT.value:
+        directory.write_atomically(pathlib.Path(_PLOT.value), comparison.draw(groups))
+    print(comparison.format_markdown(groups))
+    for path in dict.fromkeys(run.configs[-1].init_from for run in runs):
+        if path:
+            print(f"\n{path}, with which a run began, is not there: its time is not counted.")
+    if _PLOT.value:
+        print(f"\nWrote {_PLOT.value}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, takes_arguments=True)

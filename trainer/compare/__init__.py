@@ -1,1 +1,0 @@
-"""Runs compared: a table, and a plot of quality against time."""

@@ -1,0 +1,194 @@
+"""Examples -> batches, epoch after epoch, for the replicas of one worker of several.
+
+The order of an epoch depends on the seed and the epoch's number alone. So a run that is
+resumed sees what an uninterrupted one would have seen, and several workers that each
+prepare their part of every batch together see what one would.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from trainer import runtime
+
+WHOLE = tf.distribute.InputContext()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How the examples of a split are put in order and into batches.
+
+    Attributes:
+        num_examples: of the split.
+        batch_size: global batch size, which the number of replicas must divide.
+        seed: together with the epoch's number, gives the order.
+        shuffle_buffer: examples to draw from.
+        start_step: batches that an interrupted run has trained on.
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int = 0
+    shuffle_buffer: int = 1
+    start_step: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; the last may be smaller."""
+        return math.ceil(self.num_examples / self.batch_size)
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """The epoch and the batch in it with which to begin."""
+        return divmod(self.start_step, self.steps_per_epoch)
+
+    def shuffled(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
+        """Returns examples in the order of an epoch (int64 scalar)."""
+        return examples.shuffle(
+            self.shuffle_buffer,
+            seed=self.seed * 1_000_003 + epoch,
+            reshuffle_each_iteration=False,
+        )
+
+
+def train_batches(
+    examples: tf.data.Dataset,
+    batching: Batching,
+    empty: dict[str, tf.Tensor],
+    prepare: Callable[[tf.data.Dataset, tf.Tensor], tf.data.Dataset],
+    context: tf.distribute.InputContext = WHOLE,
+) -> tf.data.Dataset:
+    """Returns endless shuffled batches of what `prepare` makes of an epoch's examples.
+
+    Args:
+        examples: of a split, in a fixed order.
+        batching: their order and their batches.
+        empty: a batch without examples.
+        prepare: function of an epoch's examples, in its order, and of its number (int64
+            scalar) to `image` and `genres`.
+        context: which worker this is, of how many, and the number of replicas.
+    """
+    share = Share(batching.batch_size, context)
+    start_epoch, start_batch = batching.start
+
+    def one_epoch(epoch):
+        chosen = share.of(batching.shuffled(examples, epoch))
+        # Before they are decoded, pass over those that were trained on.
+        trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
+        chosen = chosen.skip(tf.where(epoch == start_epoch, trained_on, 0))
+        batches = prepare(chosen, epoch).batch(share.per_replica)
+        num_ours = share.num_examples(batching.num_examples)
+        return share.fill_up(batches, num_ours, batching.steps_per_epoch, empty)
+
+    return endless(tf.data.Dataset.counter(start_epoch).flat_map(one_epoch))
+
+
+def eval_batches(
+    examples: tf.data.Dataset,
+    batching: Batching,
+    empty: dict[str, tf.Tensor],
+    prepare: Callable[[tf.data.Dataset], tf.data.Dataset],
+    context: tf.distribute.InputContext = WHOLE,
+) -> tf.data.Dataset:
+    """Returns endless passes over what `prepare` makes of examples, in batches of one size.
+
+    The last batch is filled up with zeros of weight 0.
+
+    Args:
+        examples: of a split, in a fixed order.
+        batching: how many they are, and the batch size.
+        empty: a batch without examples.
+        prepare: function of examples to `image` and `genres`.
+        context: which worker this is, of how many, and the number of replicas.
+    """
+    share = Share(batching.batch_size, context)
+    weighted = prepare(share.of(examples)).map(
+        lambda example: {
+            "image": example["image"],
+            "genres": example["genres"],
+            "weight": 1.0,
+        }
+    )
+    blank = {name: tf.zeros(value.shape[1:], value.dtype) for name, value in empty.items()}
+    num_ours = share.num_examples(batching.num_examples)
+    missing = batching.steps_per_epoch * share.per_batch - num_ours
+    filling = tf.data.Dataset.from_tensors({**blank, "weight": 0.0}).repeat(missing)
+    batches = weighted.concatenate(filling).batch(share.per_replica, drop_remainder=True)
+    return finish(batches.repeat())
+
+
+class Share:
+    """The part of every global batch that a worker's replicas take: a slice each."""
+
+    def __init__(self, batch_size: int, context: tf.distribute.InputContext):
+        self._batch_size = batch_size
+        self._is_whole = context.num_input_pipelines == 1
+        self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        self.per_replica = batch_size // context.num_replicas_in_sync
+        self.per_batch = self.per_replica * self.num_replicas
+        self._first = context.input_pipeline_id * self.per_batch
+
+    def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns this worker's part of ordered examples."""
+        if self._is_whole:
+            return examples
+
+        def is_ours(position, example):
+            del example
+            place = position % self._batch_size
+            return (place >= self._first) & (place < self._first + self.per_batch)
+
+        return examples.enumerate().filter(is_ours).map(lambda position, example: example)
+
+    def num_examples(self, size: int) -> int:
+        """Returns how many of `size` examples are this worker's."""
+        batches, rest = divmod(size, self._batch_size)
+        return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
+
+    def fill_up(
+        self, batches: tf.data.Dataset, num_ours: int, num_steps: int, empty: dict[str, tf.Tensor]
+    ) -> tf.data.Dataset:
+        """Adds an empty batch for each replica that has nothing left in an epoch's last step.
+
+        Args:
+            batches: of an epoch, one replica's after the other.
+            num_ours: examples in them.
+            num_steps: steps of the epoch.
+            empty: a batch without examples.
+        """
+        missing = num_steps * self.num_replicas - math.ceil(num_ours / self.per_replica)
+        if not missing:
+            return batches
+        return batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
+
+
+def empty_batch(
+    shape: Sequence[int], num_genres: int, dtype: tf.DType = tf.uint8
+) -> dict[str, tf.Tensor]:
+    """Returns a batch without examples, of images or features of a shape."""
+    return {"image": tf.zeros([0, *shape], dtype), "genres": tf.zeros([0, num_genres])}
+
+
+def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns batches that have no end as a finished pipeline."""
+    # Known to be endless, it spares tf.distribute a look for replicas without a batch.
+    return finish(
+        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    )
+
+
+def map_parallel(dataset: tf.data.Dataset, function) -> tf.data.Dataset:
+    """Maps on all threads of the pipeline, in order."""
+    return dataset.map(function, num_parallel_calls=runtime.num_pipeline_threads())
+
+
+def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a dataset with the options and the prefetch that every pipeline here has."""
+    options = tf.data.Options()
+    # Parallelism is explicit; an iterator that autotunes blocks when it is destroyed,
+    # until its optimizer thread wakes: 10 s and more.
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = runtime.num_pipeline_threads()
+    return dataset.prefetch(2).with_options(options)

@@ -1,0 +1,53 @@
+"""What is kept of a split after its first epoch: what `--cache` means on this machine."""
+
+from typing import NamedTuple
+
+from trainer import runtime
+from trainer.data import splits
+
+_MEMORY_SHARE = 0.5  # Of the free memory, that `auto` takes.
+
+
+class Cache(NamedTuple):
+    """What is kept, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_cache(name: str, split: splits.Split, image_size: int) -> Cache:
+    """Resolves `--cache`: with `auto`, to what fits in half of the memory that is free.
+
+    A cache that is asked for by name is given up only if it does not fit at all: the
+    system would kill the run.
+
+    Args:
+        name: of `--cache`.
+        split: the split to keep.
+        image_size: side of the decoded posters, in pixels.
+    """
+    free = runtime.available_memory()
+    sizes = {
+        "decoded": split.num_examples * image_size**2 * 3,
+        "encoded": split.num_bytes,
+    }
+    if name not in ("auto", *sizes):
+        return Cache(name, f"as --cache={name} says")
+    if name == "auto":
+        room, memory = free * _MEMORY_SHARE, f"half of the {free / 1e9:.1f} GB of free memory"
+        choices = list(sizes)
+    else:
+        room, memory = free, f"the {free / 1e9:.1f} GB of free memory"
+        choices = list(sizes)[list(sizes).index(name) :]
+    chosen = next((choice for choice in choices if sizes[choice] <= room), "none")
+    if chosen == name:
+        return Cache(name, f"as --cache={name} says")
+    reasons = [
+        f"{sizes[choice] / 1e9:.2f} GB of {choice} posters "
+        + (f"fit in {memory}" if choice == chosen else f"do not fit in {memory}")
+        for choice in choices[: choices.index(chosen) + 1 if chosen in choices else None]
+    ]
+    if chosen == "none":
+        reasons.append(f"--cache=disk keeps {sizes['decoded'] / 1e9:.2f} GB on disk")
+    warning = "" if name == "auto" else f"WARNING, not --cache={name}: "
+    return Cache(chosen, warning + "; ".join(reasons))

@@ -1,0 +1,211 @@
+"""A split -> batches of uint8 posters with their genres.
+
+A pipeline lives through the whole run: making a new iterator each epoch costs up to
+twenty seconds where tf.data's autotuning is on, and throws away what was prefetched.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data import augmentation, batching as batching_lib, preprocessing, splits
+
+_Service = tf.data.experimental.service
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSpec:
+    """What a pipeline needs to know.
+
+    Attributes:
+        split: the split to read.
+        image_size: side S of the posters, in pixels.
+        batch_size: global batch size, which the number of replicas must divide.
+        seed: together with the epoch's number, gives the order and the changes.
+        shuffle_buffer: examples to draw from.
+        start_step: batches that an interrupted run has trained on.
+        augment: random changes, of `config.AUGMENTATIONS`.
+        cache: what is kept after the first epoch: decoded, encoded, disk or none.
+        cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
+    """
+
+    split: splits.Split
+    image_size: int
+    batch_size: int
+    seed: int = 0
+    shuffle_buffer: int = 1
+    start_step: int = 0
+    augment: tuple[str, ...] = ()
+    cache: str = "none"
+    cache_file: str = ""
+
+    @property
+    def batching(self) -> batching_lib.Batching:
+        """The order of the examples and their batches."""
+        return batching_lib.Batching(
+            self.split.num_examples,
+            self.batch_size,
+            self.seed,
+            self.shuffle_buffer,
+            self.start_step,
+        )
+
+    @property
+    def empty_batch(self) -> dict[str, tf.Tensor]:
+        """A batch without posters."""
+        return batching_lib.empty_batch(
+            [self.image_size, self.image_size, 3], len(self.split.genres)
+        )
+
+    def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns a record's pixels and labels, and the key from which its changes are drawn."""
+        loaded = {
+            "image": preprocessing.decode_and_resize(example["image"], self.image_size),
+            "genres": splits.multi_hot(example["genres"], len(self.split.genres)),
+        }
+        if self.augment:
+            loaded["key"] = tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max)
+        return loaded
+
+    def change(self, example: dict[str, tf.Tensor], epoch: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what the model sees of a loaded example in an epoch (int64 scalar)."""
+        image = augmentation.augment(
+            example["image"], self.augment, self.seed, epoch, example["key"]
+        )
+        return {"image": image, "genres": example["genres"]}
+
+    def changed(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
+        """Returns loaded examples as the model sees them in an epoch."""
+        if not self.augment:
+            return examples
+        return batching_lib.map_parallel(examples, functools.partial(self.change, epoch=epoch))
+
+
+def train_batches(
+    spec: PipelineSpec, context: tf.distribute.InputContext = batching_lib.WHOLE
+) -> tf.data.Dataset:
+    """Returns endless shuffled batches: epoch after epoch, each example once in each.
+
+    The replicas of all workers together see the global batches that one device would,
+    each a slice of every batch. The last batch of an epoch may be smaller, and a
+    replica's part of it empty.
+
+    Args:
+        spec: of the pipeline.
+        context: which worker this is, of how many, and the number of replicas.
+
+    Yields:
+        For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
+        [B, G], multi-hot, where B is the batch size divided by the replicas.
+    """
+    examples = spec.split.read()
+    keeps_decoded = spec.cache in ("decoded", "disk")
+    if keeps_decoded:
+        examples = batching_lib.map_parallel(examples, spec.load)
+    if spec.cache != "none":
+        examples = examples.cache(spec.cache_file)
+
+    def prepare(chosen, epoch):
+        loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load)
+        return spec.changed(loaded, epoch)
+
+    return batching_lib.train_batches(examples, spec.batching, spec.empty_batch, prepare, context)
+
+
+def service_batches(
+    spec: PipelineSpec,
+    service: str,
+    context: tf.distribute.InputContext = batching_lib.WHOLE,
+) -> tf.data.Dataset:
+    """Returns what `train_batches` does, but read, decoded and changed by a tf.data service.
+
+    Each training worker has an equal range of the split, whose shards the workers of the
+    service divide among them. Each example comes once an epoch, in the order in which they
+    are ready: what is left of an epoch that was interrupted is made up of other examples.
+
+    Args:
+        spec: of the pipeline; the dataset is on storage that the service's workers reach,
+            and nothing is cached.
+        service: the dispatcher, `grpc://host:port`.
+        context: which worker this is, of how many, and the number of replicas.
+
+    Yields:
+        As `train_batches`.
+    """
+    batching = spec.batching
+    share = batching_lib.Share(spec.batch_size, context)
+    start_epoch, start_batch = batching.start
+    ours = spec.split.shares(context.num_input_pipelines)[context.input_pipeline_id]
+    num_batches = math.ceil(ours.num_examples / share.per_replica)
+    examples = ours.read(in_parts=True)
+
+    def one_epoch(epoch):
+        loaded = batching_lib.map_parallel(batching.shuffled(examples, epoch), spec.load)
+        batches = spec.changed(loaded, epoch).batch(share.per_replica)
+        batches = batches.apply(_Service.distribute(_Service.ShardingPolicy.DYNAMIC, service))
+        # Each worker of the service ends with a smaller batch.
+        batches = batches.rebatch(share.per_replica)
+        batches = batches.apply(tf.data.experimental.assert_cardinality(num_batches))
+        return share.fill_up(batches, ours.num_examples, batching.steps_per_epoch, spec.empty_batch)
+
+    batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
+    return batching_lib.endless(batches.skip(start_batch * share.num_replicas))
+
+
+def eval_batches(
+    spec: PipelineSpec, context: tf.distribute.InputContext = batching_lib.WHOLE
+) -> tf.data.Dataset:
+    """Returns endless passes over a split, in a fixed order, in batches of one size.
+
+    A pass is `spec.batching.steps_per_epoch` global batches. The last is filled up with
+    black posters of weight 0, so that every example counts exactly once.
+
+    Args:
+        spec: of the pipeline; its cache is `encoded` or `none`.
+        context: which worker this is, of how many, and the number of replicas.
+
+    Yields:
+        For one replica after the other, `image` uint8 [B, S, S, 3], `genres` float32
+        [B, G] and `weight` float32 [B], where B is the batch size divided by the replicas.
+    """
+
+    def prepare(chosen):
+        chosen = chosen if spec.cache == "none" else chosen.cache()
+        return batching_lib.map_parallel(chosen, spec.load)
+
+    return batching_lib.eval_batches(
+        spec.split.read(), spec.batching, spec.empty_batch, prepare, context
+    )
+
+
+def poster_ids_of_step(spec: PipelineSpec, step: int) -> list[str]:
+    """Returns the Ids of the posters that `train_batches` gives in a step, counted from 1."""
+    batching = dataclasses.replace(spec, start_step=step - 1).batching
+    epoch, batch = batching.start
+    order = batching.shuffled(spec.split.read(), tf.constant(epoch, tf.int64))
+    of_step = batching_lib.finish(order.skip(batch * spec.batch_size).take(spec.batch_size))
+    return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
+
+
+def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the split's first poster and what is made of it in the first epochs.
+
+    Args:
+        spec: of the pipeline, with changes.
+        count: how many epochs.
+
+    Returns:
+        uint8 [S, S, 3] and uint8 [count, S, S, 3].
+    """
+    example = next(iter(spec.split.read().map(spec.load)))
+    variants = [spec.change(example, tf.constant(i, tf.int64))["image"] for i in range(count)]
+    return example["image"].numpy(), np.stack(variants)
+
+
+def first_posters(spec: PipelineSpec, count: int) -> np.ndarray:
+    """Returns the first posters of a split, or all if there are fewer: uint8 [N, S, S, 3]."""
+    examples = spec.split.read(in_parts=True).take(count).map(spec.load)
+    return np.stack([example["image"] for example in examples.as_numpy_iterator()])

@@ -1,0 +1,174 @@
+"""What a run reads: its splits, opened once, and batches of posters or of their features."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from trainer import config as config_lib, runtime, steps
+from trainer.data import caching, features as features_lib, pipeline, splits
+from trainer.run import directory
+
+_Batches = Callable[[tf.distribute.InputContext], tf.data.Dataset]
+
+
+class RunData(NamedTuple):
+    """The splits of a run."""
+
+    train: splits.Split
+    evaluated: Sequence[splits.Split]  # After every epoch.
+    validation: str  # The one on which the best checkpoint is chosen; empty: none.
+    cache: caching.Cache  # Of the train split.
+    steps_per_epoch: int
+
+
+class Inputs(NamedTuple):
+    """Functions of a worker's place among all to its endless batches."""
+
+    train: _Batches
+    evaluated: dict[str, _Batches]
+
+
+def open_data(config: config_lib.Config) -> RunData:
+    """Opens the splits that the settings name, and counts the train split's genres.
+
+    Raises:
+        config.UsageError: there is no such dataset or split, or it is damaged.
+    """
+    train = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    validation = config.validation_split
+    if validation == "auto":
+        validation = "validation" if "validation" in train.builder.info.splits else ""
+    evaluated = dict.fromkeys(name for name in (validation, config.test_split) if name)
+    if config.freeze == config_lib.BACKBONE:
+        cache = caching.Cache("none", "posters are read once, for their features")
+    elif config.data_service:
+        runtime.check_reachable("--data_service", config.data_service)
+        cache = caching.Cache("none", f"{config.data_service} reads the train split")
+    else:
+        cache = caching.choose_cache(config.cache, train, config.image_size)
+    with train.damage_named():
+        _ = train.base_rates
+    return RunData(
+        train,
+        [splits.Split(train.builder, name) for name in evaluated],
+        validation,
+        cache,
+        make_spec(config, train).batching.steps_per_epoch,
+    )
+
+
+def make_spec(
+    config: config_lib.Config, split: splits.Split, **changes: Any
+) -> pipeline.PipelineSpec:
+    """Returns what a pipeline of posters needs for evaluation.
+
+    Args:
+        config: the settings.
+        split: the split to read.
+        **changes: attributes of `PipelineSpec`, in the place of its defaults.
+    """
+    return pipeline.PipelineSpec(split, config.image_size, config.batch_size, **changes)
+
+
+def make_train_spec(
+    config: config_lib.Config, split: splits.Split, **changes: Any
+) -> pipeline.PipelineSpec:
+    """Returns what a pipeline of posters needs for training.
+
+    Args:
+        config: the settings.
+        split: the split to read.
+        **changes: attributes of `PipelineSpec`, in the place of its defaults.
+    """
+    # A frozen backbone's features are shuffled whole.
+    frozen = config.freeze == config_lib.BACKBONE
+    return make_spec(
+        config,
+        split,
+        seed=config.seed,
+        shuffle_buffer=split.num_examples if frozen else config.shuffle_buffer,
+        augment=() if frozen else config.augmentations,
+        **changes,
+    )
+
+
+def poster_inputs(
+    config: config_lib.Config, data: RunData, run: directory.RunDirectory, start_step: int
+) -> Inputs:
+    """Returns batches of posters, from where an interrupted run left off."""
+    spec = make_train_spec(config, data.train, cache=data.cache.name, start_step=start_step)
+
+    def train(context):
+        if config.data_service:
+            return pipeline.service_batches(spec, config.data_service, context)
+        if spec.cache != "disk":
+            return pipeline.train_batches(spec, context)
+        file = run.new_cache_file(context.input_pipeline_id)
+        return pipeline.train_batches(dataclasses.replace(spec, cache_file=file), context)
+
+    # Read once an epoch, they need not take the room that decoded posters do.
+    cache = "none" if data.cache.name == "none" else "encoded"
+    return Inputs(
+        train,
+        {
+            split.name: functools.partial(
+                pipeline.eval_batches, make_spec(config, split, cache=cache)
+            )
+            for split in data.evaluated
+        },
+    )
+
+
+def feature_inputs(
+    config: config_lib.Config,
+    data: RunData,
+    backbone: keras.Model,
+    strategy: tf.distribute.Strategy,
+    start_step: int,
+    should_stop: Callable[[], bool],
+) -> Inputs | None:
+    """Computes the features of all posters on all replicas, and returns batches of them.
+
+    Args:
+        config: the settings.
+        data: the run's splits.
+        backbone: model of posters to features.
+        strategy: where the replicas are.
+        start_step: batches that an interrupted run has trained on.
+        should_stop: whether to give up, asked again and again.
+
+    Returns:
+        The batches, or None if it was given up.
+    """
+    features = {}
+    for split in {split.name: split for split in (data.train, *data.evaluated)}.values():
+        mirrored = split == data.train and "flip" in config.augmentations
+        spec = make_spec(config, split)
+        posters = functools.partial(pipeline.eval_batches, spec)
+        with split.damage_named():
+            predicted = steps.predict(
+                steps.make_eval_step(features_lib.variants(backbone, mirrored), strategy),
+                iter(strategy.distribute_datasets_from_function(posters)),
+                spec.batching.steps_per_epoch,
+                f"features of {split}",
+                should_stop,
+            )
+        if predicted is None:
+            return None
+        features[split.name] = features_lib.Features(predicted.outputs, predicted.labels)
+    train = make_train_spec(config, data.train, start_step=start_step)
+    return Inputs(
+        functools.partial(features_lib.train_batches, features[data.train.name], train.batching),
+        {
+            split.name: functools.partial(
+                features_lib.eval_batches,
+                features[split.name],
+                make_spec(config, split).batching,
+            )
+            for split in data.evaluated
+        },
+    )

@@ -1,0 +1,208 @@
+"""Built datasets: opening one, and its splits, each with all there is to know of it."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+import poster_tfds  # noqa: F401  (registers the dataset)
+from poster_tfds import directory_lock
+from trainer import config as config_lib, runtime
+
+# Of a TFRecord: 8 bytes of length, and 4 of checksum for the length and for the data.
+_RECORD_OVERHEAD = 16
+_ERRORS_OF_DATA = (
+    tf.errors.DataLossError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+)
+
+
+def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Opens a built dataset; `poster_tfds/synthetic` is built if need be.
+
+    Raises:
+        config.UsageError: the dataset is unknown or not built; the message has the
+            command that builds it.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise config_lib.UsageError(
+            f"--dataset={name}: there is no such dataset in {data_dir} ({error})"
+        ) from error
+    if not builder.is_prepared():
+        if not getattr(builder.builder_config, "num_synthetic", 0):
+            package, _, builder_config = name.partition("/")
+            raise config_lib.UsageError(
+                f"--dataset={name} is not built in --data_dir={data_dir}. Build it with\n\n"
+                f"  tfds build {package} --config={builder_config or 'imdb'} "
+                f"--manual_dir=FOLDER --data_dir={data_dir}\n\n"
+                "where FOLDER holds train.csv and Images/."
+            )
+        try:
+            builder.download_and_prepare()
+        except directory_lock.HeldError as error:
+            raise config_lib.UsageError(f"--dataset={name} is not built yet. {error}") from error
+    return builder
+
+
+def open_split(dataset: str, data_dir: str, name: str) -> "Split":
+    """Opens a split of a built dataset.
+
+    Raises:
+        config.UsageError: there is no such dataset or split.
+    """
+    return Split(open_dataset(dataset, data_dir), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """An open split of a built dataset, or a part of one, as `train[:85%]`.
+
+    Attributes:
+        builder: the dataset.
+        name: of the split, as TFDS writes it.
+    """
+
+    builder: tfds.core.DatasetBuilder
+    name: str
+
+    def __post_init__(self):
+        """Looks for the split.
+
+        Raises:
+            config.UsageError: the dataset has no such split, or no example is in it.
+        """
+        full_name = self.builder.info.full_name
+        try:
+            info = self.builder.info.splits[self.name]
+        except (KeyError, ValueError) as error:
+            raise config_lib.UsageError(
+                f"{full_name} has no split {self.name!r}; it has "
+                f"{', '.join(self.builder.info.splits)}, and parts of them as 'train[:85%]'."
+            ) from error
+        if not info.num_examples:
+            raise config_lib.UsageError(f"{full_name}: no example is in {self.name!r}.")
+
+    def __str__(self) -> str:
+        """Returns the name."""
+        return self.name
+
+    @property
+    def genres(self) -> list[str]:
+        """Names of the genres, in the order of the model's outputs."""
+        return self.builder.info.features["genres"].feature.names
+
+    @functools.cached_property
+    def num_examples(self) -> int:
+        """How many posters it has."""
+        return self.builder.info.splits[self.name].num_examples
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the encoded posters; of a part of a split, its share."""
+        return self._whole.num_bytes * self.num_examples // self._whole.num_examples
+
+    @functools.cached_property
+    def base_rates(self) -> np.ndarray:
+        """Each genre's share of the posters, float64 [G]: what the constant predictor answers.
+
+        All records are read, and no poster is decoded.
+        """
+        counts = self._read_labels().reduce(
+            np.zeros(len(self.genres)), lambda total, genres: total + tf.cast(genres, tf.float64)
+        )
+        return counts.numpy() / self.num_examples
+
+    def read_labels(self) -> np.ndarray:
+        """Returns the genres of all posters, float32 [N, G], multi-hot; no poster is decoded."""
+        return np.stack(list(self._read_labels().as_numpy_iterator()))
+
+    def _read_labels(self) -> tf.data.Dataset:
+        num_genres = len(self.genres)
+        return self.builder.as_dataset(
+            self.name,
+            decoders=tfds.decode.PartialDecoding({"genres": True}),
+            read_config=tfds.ReadConfig(try_autocache=False),
+        ).map(lambda example: multi_hot(example["genres"], num_genres))
+
+    def shares(self, count: int) -> list["Split"]:
+        """Returns so many parts of it, of equal size to one example."""
+        return [Split(self.builder, part) for part in tfds.even_splits(self.name, count)]
+
+    def read(self, in_parts: bool = False) -> tf.data.Dataset:
+        """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`.
+
+        Unless others read the rest (`in_parts`), the dataset fails if a shard contains fewer
+        records than were built, which a file that is cut between two records would hide.
+        """
+        parallelism = runtime.num_pipeline_threads()
+        return self.builder.as_dataset(
+            self.name,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                try_autocache=False,
+                assert_cardinality=not in_parts,
+                num_parallel_calls_for_decode=parallelism,
+                num_parallel_calls_for_interleave_files=parallelism,
+            ),
+        )
+
+    @contextlib.contextmanager
+    def damage_named(self):
+        """Says which shard is damaged where reading the split has failed.
+
+        Raises:
+            config.UsageError: a shard is damaged.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # Looked for, in all of the data, only where the failure may be the data's.
+            if not isinstance(error, _ERRORS_OF_DATA) or not (damage := self.find_damage()):
+                raise
+            raise config_lib.UsageError(
+                f"{self.builder.info.full_name} is damaged:\n{damage}\nBuild it again with "
+                "`tfds build`; the run goes on from its last checkpoint."
+            ) from error
+
+    def find_damage(self) -> str:
+        """Reads the shards one by one and describes what is wrong with them.
+
+        Returns:
+            A line for each damaged shard: its file and what TensorFlow says, with the byte
+            at which its first bad record begins. Empty if all is well.
+        """
+        faults = []
+        shards = zip(self._whole.filepaths, self._whole.shard_lengths, strict=True)
+        for path, expected in shards:
+            found = position = 0
+            try:
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                    found += 1
+                    position += len(record) + _RECORD_OVERHEAD
+            except tf.errors.OpError as error:
+                what = (error.message or type(error).__name__).splitlines()[0]
+                faults.append(f"  {path}: record {found}, at byte {position}: {what}")
+            else:
+                if found != expected:
+                    faults.append(f"  {path}: holds {found} records, was built with {expected}")
+        return "\n".join(faults)
+
+    @property
+    def _whole(self) -> tfds.core.SplitInfo:
+        """The split of which this is a part, or this one."""
+        return self.builder.info.splits[re.split(r"[\[+]", self.name)[0]]
+
+
+def multi_hot(indices: tf.Tensor, num_genres: int) -> tf.Tensor:
+    """Returns float32 [G], 1 at the indices and 0 elsewhere."""
+    return tf.reduce_sum(tf.one_hot(indices, num_genres), axis=0)

@@ -1,0 +1,83 @@
+"""EfficientNet-Lite0: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
+
+An EfficientNet-B0 without squeeze-and-excitation and with ReLU6, for devices without a GPU.
+"""
+
+from typing import NamedTuple
+
+import keras
+
+from trainer import config as config_lib
+from trainer.models import ends, layers
+
+NUM_FEATURES = 1280
+_STEM_FILTERS = 32
+# Of ImageNet's colours, at levels 0 to 255, as the port was evaluated with.
+_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+_STANDARD_DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+class _Stage(NamedTuple):
+    """Blocks of one width; the first has the strides."""
+
+    repeats: int
+    kernel_size: int
+    strides: int
+    expansion: int
+    filters: int
+
+
+# Table 1 of https://arxiv.org/abs/1905.11946, without squeeze-and-excitation.
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+
+
+def efficientnet_lite0(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
+    """EfficientNet-Lite0 with a head for genres."""
+    backbone = create_backbone(config.image_size, precision)
+    return ends.with_head(backbone, config, num_genres, precision)
+
+
+def create_backbone(image_size: int, precision: str) -> keras.Model:
+    """Returns EfficientNet-Lite0 without its classifier, with fresh weights.
+
+    Args:
+        image_size: side S of the input, in pixels.
+        precision: Keras dtype policy.
+
+    Returns:
+        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters.
+    """
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+    x = keras.layers.Normalization(
+        mean=_MEAN, variance=[s**2 for s in _STANDARD_DEVIATION], dtype=precision
+    )(pixels)
+
+    def convolve(x, name, filters, kernel_size=1, strides=1, activation="relu6"):
+        return layers.ConvBatchNorm(
+            filters, kernel_size, strides, activation, name=name, dtype=precision
+        )(x)
+
+    x = convolve(x, "stem", _STEM_FILTERS, 3, 2)
+    number = 0
+    for stage in _STAGES:
+        for repeat in range(stage.repeats):
+            strides = 1 if repeat else stage.strides
+            shortcut, name = x, f"block{number}"
+            if stage.expansion != 1:
+                x = convolve(x, f"{name}_expand", x.shape[-1] * stage.expansion)
+            x = convolve(x, f"{name}_depthwise", None, stage.kernel_size, strides)
+            x = convolve(x, f"{name}_project", stage.filters, activation=None)
+            if repeat:
+                x = keras.layers.Add(dtype=precision, name=f"{name}_add")([x, shortcut])
+            number += 1
+    x = convolve(x, "top", NUM_FEATURES)
+    features = keras.layers.GlobalAveragePooling2D(dtype=precision, name="features")(x)
+    return keras.Model(pixels, features, name=config_lib.BACKBONE)

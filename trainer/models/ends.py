@@ -1,0 +1,48 @@
+"""What models begin and end with: posters as they come, and a head on a backbone's features."""
+
+import keras
+
+from trainer import config as config_lib
+from trainer.models import layers
+
+RESCALE = 1 / 255
+
+
+def pixel_input(config: config_lib.Config) -> keras.KerasTensor:
+    """Returns the input of every model: uint8 [N, S, S, 3]."""
+    return keras.Input((config.image_size, config.image_size, 3), dtype="uint8", name="pixels")
+
+
+def with_head(
+    backbone: keras.Model, config: config_lib.Config, num_genres: int, precision: str
+) -> keras.Model:
+    """Returns a model of two layers, `backbone` and a `head` of one or two dense layers.
+
+    Args:
+        backbone: uint8 [N, S, S, 3] to features [N, F].
+        config: its `model`, `head_units` and `dropout` count, and whether there are
+            `pretrained_weights`.
+        num_genres: width G of the output.
+        precision: Keras dtype policy.
+    """
+    head = [keras.Input(backbone.output.shape[1:], name="features")]
+    if config.head_units:
+        head += [
+            layers.Dropout(config.dropout, dtype=precision),
+            keras.layers.Dense(config.head_units, activation="relu", dtype=precision),
+        ]
+    head += [
+        layers.Dropout(config.dropout, dtype=precision),
+        keras.layers.Dense(num_genres, dtype="float32", name="logits"),
+    ]
+    if config.pretrained_weights != "none":
+        # Batch statistics of a few posters would spoil what ImageNet has taught.
+        backbone = layers.InferenceModel(backbone.input, backbone.output, name=backbone.name)
+    pixels = pixel_input(config)
+    logits = keras.Sequential(head, name="head")(backbone(pixels))
+    return keras.Model(pixels, logits, name=config.model.replace(":", "_"))
+
+
+def has_backbone(model: keras.Model) -> bool:
+    """Returns whether a model consists of a backbone and a head."""
+    return any(layer.name == config_lib.BACKBONE for layer in model.layers)

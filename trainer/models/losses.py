@@ -1,0 +1,99 @@
+"""Losses of logits against genres, for genres that most posters lack."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import config as config_lib
+
+# Powers that turn down the loss of what is right already, for present and for absent
+# genres, and the probability below which an absent genre costs nothing: equations 5 to 8
+# of https://arxiv.org/abs/2009.14119, of which the focal loss
+# (https://arxiv.org/abs/1708.02002) is the symmetric case.
+_FOCUS = {"focal": (2.0, 2.0, 0.0), "asymmetric": (0.0, 4.0, 0.05)}
+
+
+def binary_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean over genres, float32 [B], of labels and logits [B, G]."""
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
+
+
+def make_loss(
+    config: config_lib.Config, base_rates: np.ndarray, num_train: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns the loss that the settings ask for.
+
+    Args:
+        config: its `loss`, `class_balance` and `label_smoothing` count.
+        base_rates: [G], each genre's share of the train split.
+        num_train: posters in the train split.
+
+    Returns:
+        Function of labels and logits, float32 [B, G], to losses [B]: the mean over the
+        genres, in nats.
+    """
+    weights = tf.constant(class_weights(base_rates * num_train, config.class_balance), tf.float32)
+    prior = tf.constant(base_rates, tf.float32)
+
+    def loss(labels, logits):
+        if config.label_smoothing:
+            labels += config.label_smoothing * (prior - labels)
+        if config.loss == "binary_crossentropy":
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+        else:
+            losses = asymmetric_loss(labels, logits, *_FOCUS[config.loss])
+        if config.class_balance:
+            losses *= weights
+        return tf.reduce_mean(losses, axis=-1)
+
+    return loss
+
+
+def asymmetric_loss(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    positive_power: float,
+    negative_power: float,
+    margin: float,
+) -> tf.Tensor:
+    """Returns the asymmetric loss, https://arxiv.org/abs/2009.14119, of each label.
+
+    With a probability p it is -(1 - p)^positive_power log(p) where the genre is present
+    and -q^negative_power log(1 - q) where it is absent, q being p - margin, at least 0.
+
+    Args:
+        labels: float32 [..., G], 0 to 1.
+        logits: float32 [..., G].
+        positive_power: of the first term.
+        negative_power: of the second.
+        margin: how far probabilities of absent genres are moved down.
+
+    Returns:
+        float32 [..., G], in nats.
+    """
+    p = tf.sigmoid(logits)
+    q = tf.maximum(p - margin, 0.0)
+    # With a margin 1 - q is never less than it; without one, log(1 - p) wants more care.
+    log_absent = tf.math.log(1 - q) if margin else tf.math.log_sigmoid(-logits)
+    present = tf.math.log_sigmoid(logits)
+    if positive_power:  # The gradient of 0 ** 0 is not finite.
+        present *= (1 - p) ** positive_power
+    return -(labels * present + (1 - labels) * q**negative_power * log_absent)
+
+
+def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+    """Returns the class-balanced weights, https://arxiv.org/abs/1901.05555, equation 2.
+
+    A genre of n posters has an effective number of (1 - beta^n) / (1 - beta), and is weighed by
+    its inverse. A genre without posters weighs as one with a single poster.
+
+    Args:
+        counts: [G], posters of each genre.
+        beta: 0 (all alike) to below 1 (the inverse of the count).
+
+    Returns:
+        float64 [G], with a mean of 1.
+    """
+    inverse = (1 - beta) / (1 - beta ** np.maximum(counts, 1.0))
+    return inverse / inverse.mean()

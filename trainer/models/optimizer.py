@@ -1,0 +1,63 @@
+"""Adam as the settings ask for it, and a running average of the weights that it trains."""
+
+import keras
+import tensorflow as tf
+
+from trainer import config as config_lib
+
+_NOT_DECAYED = ["bias", "gamma", "beta"]
+
+
+def create_optimizer(
+    config: config_lib.Config, precision: str, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
+
+    Args:
+        config: its learning rate, schedule, weight decay and epochs count.
+        precision: Keras dtype policy.
+        steps_per_epoch: steps of an epoch, for the schedule.
+    """
+    learning_rate = config.learning_rate
+    if config.learning_rate_schedule == "cosine":
+        warmup = round(config.warmup_epochs * steps_per_epoch)
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else learning_rate,
+            max(config.epochs * steps_per_epoch - warmup, 1),
+            warmup_target=learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=config.weight_decay or None)
+    optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
+    if precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+class WeightAverage:
+    """A running average of a model's weights, normalization statistics included, in another model.
+
+    It begins with a short memory, which grows with the steps up to the momentum, as
+    `tf.train.ExponentialMovingAverage` with `num_updates`.
+    """
+
+    def __init__(self, average: keras.Model, model: keras.Model, momentum: float):
+        """Names the models.
+
+        Args:
+            average: what holds the average.
+            model: what is averaged; it has the same layers.
+            momentum: share of the average that a step keeps, in the end.
+        """
+        self._pairs = [
+            (mean.value, weight.value)
+            for mean, weight in zip(average.weights, model.weights, strict=True)
+        ]
+        self._momentum = momentum
+
+    def update(self, step: tf.Tensor) -> None:
+        """Takes the weights after a step into the average; outside of replicas."""
+        step = tf.cast(step, tf.float32)
+        momentum = tf.minimum(self._momentum, (1 + step) / (10 + step))
+        for mean, weight in self._pairs:
+            mean.assign(mean + (1 - momentum) * (weight - mean))

@@ -1,0 +1,108 @@
+"""Models by name.
+
+To add one, write a function of the settings, the number of genres and the precision in a file of
+its own, and name it in `MODELS`: pipeline, checkpoints, evaluation and export follow.
+"""
+
+import fnmatch
+
+import keras
+import numpy as np
+
+from trainer import config as config_lib
+from trainer.models import (
+    compact_cnn,
+    efficientnet_lite,
+    ends,
+    keras_applications,
+    pretrained,
+    reference_cnn,
+)
+
+MODELS = {
+    "reference_cnn": reference_cnn.reference_cnn,
+    "compact_cnn": compact_cnn.compact_cnn,
+    "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
+}
+_KERAS_PREFIX = "keras:"
+
+
+def create_model(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
+    """Builds a model with fresh weights.
+
+    Args:
+        config: its `model`, `image_size`, `freeze`, `head_units` and `dropout` count, and
+            whether there are `pretrained_weights`.
+        num_genres: width G of the output.
+        precision: Keras dtype policy, e.g. "mixed_bfloat16".
+
+    Raises:
+        config.UsageError: there is no such model, or no layer that `freeze` names.
+    """
+    if config.model in MODELS:
+        model = MODELS[config.model](config, num_genres, precision)
+    elif config.model.startswith(_KERAS_PREFIX):
+        backbone = keras_applications.create_backbone(
+            config.model.removeprefix(_KERAS_PREFIX), config.image_size, precision
+        )
+        model = ends.with_head(backbone, config, num_genres, precision)
+    else:
+        raise config_lib.UsageError(
+            f"--model={config.model}: choose one of {', '.join(MODELS)}, or {_KERAS_PREFIX}NAME."
+        )
+    _freeze(model, config.freeze)
+    return model
+
+
+def load_pretrained_weights(model: keras.Model, config: config_lib.Config) -> None:
+    """Puts the weights that `config.pretrained_weights` names into a model's backbone.
+
+    Raises:
+        config.UsageError: they cannot be had, or are of another network.
+    """
+    source = config.pretrained_weights
+    if source == "none":
+        return
+    if not ends.has_backbone(model):
+        raise config_lib.UsageError(
+            f"--pretrained_weights={source}: {config.model} has no backbone to put them into."
+        )
+    backbone = model.get_layer(config_lib.BACKBONE)
+    if config.model.startswith(_KERAS_PREFIX):
+        keras_applications.load_weights(backbone, config.model.removeprefix(_KERAS_PREFIX), source)
+    else:
+        path = pretrained.find_lite0_weights() if source == "imagenet" else source
+        pretrained.load_lite0_weights(backbone, path)
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Sets the weights of a model to those of another with the same layers.
+
+    Raises:
+        ValueError: its layers are others.
+    """
+    target.set_weights([np.asarray(weight) for weight in source.get_weights()])
+
+
+def _freeze(model: keras.Model, names: str) -> None:
+    """Has the layers of a backbone, or of a model without one, keep their weights.
+
+    Raises:
+        config.UsageError: there is no such layer, or nothing is left to train.
+    """
+    inner = model.get_layer(config_lib.BACKBONE) if ends.has_backbone(model) else model
+    for pattern in filter(None, map(str.strip, names.split(","))):
+        if pattern == config_lib.BACKBONE and inner is not model:
+            inner.trainable = False
+            continue
+        frozen = [layer for layer in inner.layers if fnmatch.fnmatchcase(layer.name, pattern)]
+        for layer in frozen:
+            layer.trainable = False
+        if not frozen:
+            raise config_lib.UsageError(
+                f"--freeze={names}: no layer is called {pattern!r}. Those with weights are "
+                + ", ".join(layer.name for layer in inner.layers if layer.weights)
+                + "."
+            )
+    if not model.trainable_variables:
+        raise config_lib.UsageError(f"--freeze={names}: no weight is left to train.")

@@ -1,0 +1,35 @@
+"""Command line of the report: writes `report.html` into a run directory.
+
+    python -m trainer.report_page --run_dir=runs/imdb
+
+The run's best model, in float32, goes once through a split of its dataset. The page has the
+scores with and without the posters that were trained on too, each genre's average precision,
+and the posters that the model is most wrong about; the tables are printed as well.
+"""
+
+from absl import flags
+
+from trainer import command_line
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run to look at.", required=True)
+_SPLIT = flags.DEFINE_string(
+    "split", "", "Split, or part of one, to evaluate on; empty: the test split, if there is one."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "Where the dataset is built; empty: where the run has read it."
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the page and prints its tables; a user's mistake ends in one message."""
+    del arguments
+    command_line.import_tensorflow()
+    from trainer.reports import evaluated, page
+
+    answers = evaluated.evaluate_run(_RUN_DIR.value, _SPLIT.value, _DATA_DIR.value)
+    path = page.write(answers)
+    print(f"{page.describe(answers)}\n\nWrote {path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,111 @@
+"""What a model's answers say, genre by genre and poster by poster."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn import metrics as sklearn_metrics
+
+from trainer.reports import scores as scores_lib
+
+MIN_TO_LEARN = 50  # Posters of a genre in the train split.
+# Average precision is a mean over a genre's posters: with fewer, one of them counts for
+# more than a tenth of it.
+MIN_TO_MEASURE = 10
+
+
+class GenreScore(NamedTuple):
+    """How well one genre is told from the others."""
+
+    genre: str
+    num_train: int
+    num_evaluated: int
+    average_precision: float  # NaN if no poster has the genre.
+    constant: float  # Of the constant predictor: the genre's share of the split.
+    remark: str  # Whether it has too few posters, in words.
+
+
+def score_genres(
+    genres: Sequence[str], labels: np.ndarray, logits: np.ndarray, train_counts: np.ndarray
+) -> list[GenreScore]:
+    """Scores each genre, the one with most posters in the train split first.
+
+    Args:
+        genres: names [G].
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        train_counts: int [G], posters of each genre in the train split.
+    """
+    counts = labels.sum(axis=0).astype(int)
+    scores = []
+    for i in np.argsort(-train_counts, kind="stable"):
+        remarks = []
+        if train_counts[i] < MIN_TO_LEARN:
+            remarks.append("too few to learn")
+        if counts[i] < MIN_TO_MEASURE:
+            remarks.append("too few to measure" if counts[i] else "none to measure")
+        precision = float("nan")
+        if counts[i]:
+            precision = float(sklearn_metrics.average_precision_score(labels[:, i], logits[:, i]))
+        scores.append(
+            GenreScore(
+                genres[i],
+                int(train_counts[i]),
+                int(counts[i]),
+                precision,
+                counts[i] / len(labels),
+                ", ".join(remarks),
+            )
+        )
+    return scores
+
+
+class Scores(NamedTuple):
+    """Metrics of `scores` over some posters, beside the constant predictor's."""
+
+    num_posters: int
+    model: dict[str, float]
+    constant: dict[str, float]
+
+
+def score_with_and_without(
+    labels: np.ndarray, logits: np.ndarray, leaked: np.ndarray, base_rates: np.ndarray
+) -> tuple[Scores, Scores | None]:
+    """Scores all posters, and those that are not in the train split too.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        leaked: bool [N], whether a poster stands in the train split too.
+        base_rates: float [G], of the train split.
+
+    Returns:
+        Both; the second is None if no poster is left.
+    """
+
+    def score(chosen):
+        return Scores(
+            int(chosen.sum()),
+            scores_lib.compute_metrics(labels[chosen], logits[chosen]),
+            scores_lib.compute_constant_metrics(labels[chosen], base_rates),
+        )
+
+    return score(np.ones(len(labels), bool)), None if leaked.all() else score(~leaked)
+
+
+def poster_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Returns the binary cross-entropy of each poster, float64 [N], the mean over genres."""
+    logits = np.asarray(logits, np.float64)
+    return np.mean(np.logaddexp(0, logits) - labels * logits, axis=1)
+
+
+def false_positives(labels: np.ndarray, logits: np.ndarray, genre: int, count: int) -> np.ndarray:
+    """Returns which posters without a genre have its highest scores, int [count or fewer]."""
+    without = np.flatnonzero(labels[:, genre] == 0)
+    return without[np.argsort(-logits[without, genre], kind="stable")[:count]]
+
+
+def top_genres(logits: np.ndarray, count: int = 3) -> list[tuple[int, float]]:
+    """Returns the most probable genres of a poster, indices with scores, from logits [G]."""
+    best = np.argsort(-logits, kind="stable")[:count]
+    return [(int(i), float(1 / (1 + np.exp(-np.float64(logits[i]))))) for i in best]

@@ -1,0 +1,236 @@
+"""Run directories side by side: which recipe scores best, and in what time."""
+
+import json
+import os
+import pathlib
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from poster_tfds import page
+from trainer import config as config_lib, presets
+from trainer.run import directory as directory_lib
+
+_SCORES = {
+    "macro_ap": "macro AP",
+    "micro_ap": "micro AP",
+    "loss": "loss",
+    "lrap": "LRAP",
+    "label_accuracy": "label accuracy",
+}
+# Of a time axis: past this ratio of the longest run to the first epoch it is logarithmic.
+_LOG_RATIO = 20
+
+
+class Run(NamedTuple):
+    """A run as its directory tells."""
+
+    configs: list[config_lib.Config]  # Its own, then those of the runs that it began with.
+    parameters: int
+    score: pd.Series  # The record of `metrics.jsonl` that counts.
+    curve: np.ndarray  # float64 [E, 2], minutes and macro AP of each evaluated epoch.
+    minutes: float  # With those of the runs that it began with.
+    images_per_second: float  # In training, the median over the epochs; NaN if not known.
+
+
+def read_run(path: str | os.PathLike, split: str) -> Run:
+    """Reads a run directory.
+
+    Raises:
+        config.UsageError: it is none, or the run was not evaluated on the split.
+    """
+    directory = directory_lib.RunDirectory(path)
+    config, facts = directory.read_config()
+    records = directory.read_metrics()
+    of_split = records[records["split"] == split]
+    if of_split.empty:
+        evaluated = ", ".join(records["split"].unique()) or "nothing yet"
+        raise config_lib.UsageError(
+            f"{path}: no record of --split={split}; the run was evaluated on {evaluated}."
+        )
+    best = of_split[of_split["step"] == directory.best_step()]
+    speeds = records.loc[records["split"] == config.train_split, "images_per_second"]
+    configs, before = [config], 0.0
+    while (begun_with := configs[-1].init_from) and pathlib.Path(begun_with).is_dir():
+        earlier = directory_lib.RunDirectory(begun_with)
+        configs.append(earlier.read_config()[0])
+        before += earlier.read_metrics()["seconds"].iloc[-1] / 60
+    curve = of_split[["seconds", "macro_ap"]].to_numpy() * [1 / 60, 1] + [before, 0]
+    return Run(
+        configs,
+        facts["parameters"],
+        (of_split if best.empty else best).iloc[-1],
+        curve,
+        before + records["seconds"].iloc[-1] / 60,
+        speeds.median(),
+    )
+
+
+def group(runs: Iterable[Run]) -> list[list[Run]]:
+    """Joins runs that differ in their seed alone; the best mean macro AP comes first.
+
+    Runs that began with others are alike if those are.
+
+    Raises:
+        config.UsageError: they are of different datasets.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_recipe(run), []).append(run)
+    datasets = {run.configs[0].dataset for members in groups.values() for run in members}
+    if len(datasets) > 1:
+        raise config_lib.UsageError(
+            f"The runs are of several datasets ({', '.join(sorted(datasets))}), whose scores "
+            "cannot be compared. Name runs of one."
+        )
+    return sorted(groups.values(), key=lambda members: -np.mean(_scores(members, "macro_ap")))
+
+
+def make_table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
+    """Returns the comparison as rows of cells; the first row names the columns."""
+    table = [
+        ["run", "seeds", "parameters", *_SCORES.values(), "minutes to train", "img/s in training"]
+    ]
+    shared = shared_flags(groups)
+    for members in groups:
+        table.append(
+            [
+                f"`{describe(members[0], without=shared)}`",
+                ", ".join(str(run.configs[0].seed) for run in members),
+                f"{members[0].parameters:,}",
+                *(_spread(_scores(members, name), ".4f") for name in _SCORES),
+                _spread([run.minutes for run in members], ".1f"),
+                _spread([run.images_per_second for run in members], ".0f"),
+            ]
+        )
+    constant = groups[0][0].score
+    scores = (f"{constant[f'constant.{name}']:.4f}" for name in _SCORES)
+    table.append(["constant predictor", "", "", *scores, "", ""])
+    return table
+
+
+def format_markdown(groups: Sequence[Sequence[Run]]) -> str:
+    """Returns the table as Markdown, under the flags that all rows share."""
+    header, *rows = make_table(groups)
+    lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+    if shared := shared_flags(groups):
+        lines = [f"All with `{' '.join(shared)}`.", "", *lines]
+    return "\n".join(lines)
+
+
+def describe(run: Run, without: Sequence[str] = ()) -> str:
+    """Returns the flags that give a run's recipe: a preset, and what differs from it.
+
+    Args:
+        run: the run.
+        without: flags to leave out.
+    """
+    recipes = []
+    for i, config in enumerate(run.configs):
+        preset, changes = _preset_and_changes(config, begun_with=run.configs[i + 1 :])
+        kept = [change for change in changes if change not in without]
+        recipes.append(" ".join([f"--preset={preset}", *kept]))
+    return " after ".join(recipes)
+
+
+def shared_flags(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Returns the flags that all rows have beside their presets, if there are several rows."""
+    if len(groups) == 1:
+        return []
+    rows = [
+        _preset_and_changes(run.configs[0], begun_with=run.configs[1:])[1] for run, *_ in groups
+    ]
+    return [flag for flag in rows[0] if all(flag in row for row in rows)]
+
+
+def draw(groups: Sequence[Sequence[Run]]) -> bytes:
+    """Draws macro AP against minutes of training, a curve for each run.
+
+    Returns:
+        A PNG; runs of one row share a colour, and the constant predictor's score is a line.
+    """
+    shared = shared_flags(groups)
+    times = np.concatenate([run.curve[:, 0] for members in groups for run in members])
+    constant = groups[0][0].score["constant.macro_ap"]
+
+    def on_axes(axes):
+        ends = []
+        for i, members in enumerate(groups):
+            for run in members:
+                axes.plot(*run.curve.T, color=f"C{i % 10}", marker=".", markersize=4, linewidth=1.2)
+            end = max((run.curve[-1] for run in members), key=lambda point: point[0])
+            ends.append((end, describe(members[0], without=shared), f"C{i % 10}"))
+        axes.axhline(constant, color="black", linestyle="--", linewidth=1)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("macro AP")
+        axes.grid(alpha=0.3)
+        if times.max() > _LOG_RATIO * times.min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        ends.append(((axes.get_xlim()[1], constant), "constant predictor", "black"))
+        _label(axes, ends)
+
+    return page.plot(on_axes, (12, 6))
+
+
+def _label(axes, ends: list[tuple[Sequence[float], str, str]]) -> None:
+    """Writes what the curves are beside the axes, as high as they end, without overlap."""
+    low, high = axes.get_ylim()
+    line_height = (high - low) / 36
+    top = -np.inf
+    for (x, y), text, color in sorted(ends, key=lambda end: end[0][1]):
+        lines = textwrap.wrap(text, 48, break_on_hyphens=False)
+        half = (len(lines) / 2 + 0.25) * line_height
+        height = max(y, top + half)
+        top = height + half
+        axes.annotate(
+            "\n".join(lines),
+            xy=(x, y),
+            xytext=(1.02, height),
+            textcoords=("axes fraction", "data"),
+            color=color,
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": color, "linestyle": ":", "linewidth": 0.8},
+        )
+
+
+def _recipe(run: Run) -> str:
+    """Returns what runs must have in common to be one row."""
+    recipes = []
+    for i, config in enumerate(run.configs):
+        recipe = {**config.to_json(), "seed": None}
+        if run.configs[i + 1 :]:
+            recipe["init_from"] = None
+        recipes.append(recipe)
+    return json.dumps(recipes)
+
+
+def _preset_and_changes(
+    config: config_lib.Config, begun_with: Sequence[config_lib.Config]
+) -> tuple[str, list[str]]:
+    """Returns the nearest preset and the flags that make these settings of it."""
+    settings = config.to_json()
+    del settings["seed"]
+    if begun_with:
+        del settings["init_from"]
+    changes = {}
+    for name, preset in presets.PRESETS.items():
+        expected = config_lib.Config(**preset).to_json()
+        changes[name] = [
+            f"--{key}={value}" for key, value in settings.items() if value != expected[key]
+        ]
+    return min(changes.items(), key=lambda item: len(item[1]))
+
+
+def _scores(runs: Iterable[Run], name: str) -> list[float]:
+    return [run.score[name] for run in runs]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Returns mean and sample standard deviation; of one value, the value."""
+    mean = f"{np.mean(values):{form}}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form}}"

@@ -1,0 +1,98 @@
+"""Pictures of a run: its learning curves, what augmentation does, posters with their answers."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+
+from trainer.reports import scores
+
+NUM_VARIANTS = 11  # Of a poster, beside itself in two rows.
+_NUM_SHOWN = 3  # Most probable genres under a poster.
+
+
+def draw_learning_curves(records: pd.DataFrame) -> bytes:
+    """Draws loss, label accuracy and macro AP over the epochs.
+
+    Args:
+        records: of `metrics.jsonl`.
+
+    Returns:
+        A PNG: train against test, with the constant predictor's score as a line.
+    """
+    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
+    for axes, metric in zip(
+        figure.subplots(1, 3), ("loss", "label_accuracy", "macro_ap"), strict=True
+    ):
+        for split, of_split in records.groupby("split", sort=False):
+            (line,) = axes.plot(of_split["epoch"], of_split[metric], marker="o", label=split)
+            constant = of_split[f"constant.{metric}"].iloc[-1]
+            axes.axhline(
+                constant, color=line.get_color(), linestyle="--", label=f"constant, {split}"
+            )
+        axes.set_title(scores.HEADINGS[metric])
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return _to_png(figure)
+
+
+def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
+    """Draws a poster and what augmentation makes of it, epoch by epoch.
+
+    Args:
+        image: uint8 [S, S, 3].
+        variants: uint8 [NUM_VARIANTS, S, S, 3].
+
+    Returns:
+        A PNG.
+    """
+    titles = ["as it is", *(f"epoch {epoch + 1}" for epoch in range(len(variants)))]
+    return _draw_grid([image, *variants], titles, num_rows=2)
+
+
+def draw_answers(
+    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, genres: Sequence[str]
+) -> bytes:
+    """Draws posters, each under its genres and the most probable ones with their scores.
+
+    Args:
+        images: uint8 [N, S, S, 3].
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        genres: their names.
+
+    Returns:
+        A PNG.
+    """
+    titles = []
+    for i in range(len(images)):
+        its_own = ", ".join(genres[g] for g in np.flatnonzero(labels[i])) or "no genre"
+        best = np.argsort(-logits[i], kind="stable")[:_NUM_SHOWN]
+        found = [f"{genres[g]} {1 / (1 + np.exp(-logits[i, g])):.2f}" for g in best]
+        titles.append("\n".join([textwrap.fill(its_own, 28), "", *found]))
+    return _draw_grid(list(images), titles, num_rows=1)
+
+
+def _draw_grid(images: list[np.ndarray], titles: list[str], num_rows: int) -> bytes:
+    num_columns = -(-len(images) // num_rows)
+    figure = matplotlib.figure.Figure(
+        figsize=(2.2 * num_columns, 2.6 * num_rows), layout="constrained"
+    )
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    for axes, image, title in zip(panels, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=9)
+    for axes in panels:
+        axes.axis("off")
+    return _to_png(figure)
+
+
+def _to_png(figure: matplotlib.figure.Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()

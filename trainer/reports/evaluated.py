@@ -1,0 +1,115 @@
+"""A run's best model gone once through a split."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from poster_tfds import source
+from trainer import config as config_lib, steps
+from trainer.data import pipeline, run_data, splits
+from trainer.run import checkpoints, directory
+
+
+class Evaluated(NamedTuple):
+    """What the model answered, and what there is to know of the posters."""
+
+    run: directory.RunDirectory
+    config: config_lib.Config
+    facts: dict[str, Any]  # Of `config.json`, with `checkpoint`.
+    split: splits.Split
+    train_counts: np.ndarray  # int [G], posters of each genre in the train split.
+    labels: np.ndarray  # float32 [N, G], multi-hot.
+    logits: np.ndarray  # float32 [N, G].
+    poster_ids: list[str]  # [N]
+    leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
+
+    @property
+    def step(self) -> int:
+        """The step that the model is of."""
+        return int(pathlib.Path(self.facts["checkpoint"]).name)
+
+    def read_posters(self, wanted: Iterable[int]) -> dict[int, bytes]:
+        """Returns the JPEGs of the posters with these numbers in the split."""
+        wanted = set(map(int, wanted))
+        with self.split.damage_named():
+            examples = enumerate(self.split.read().as_numpy_iterator())
+            return {i: example["image"] for i, example in examples if i in wanted}
+
+
+def evaluate_run(
+    run_dir: str | os.PathLike,
+    split: str = "",
+    data_dir: str = "",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluated | None:
+    """Restores a run's best model in float32 and has it answer for a split.
+
+    Args:
+        run_dir: of the run.
+        split: a split of its dataset, or a part of one; empty: its test split or, if it has
+            none, the one that it was last evaluated on.
+        data_dir: where the dataset is built; empty: where the run has read it.
+        should_stop: whether to give up, asked again and again.
+
+    Returns:
+        The answers, or None if it was given up.
+
+    Raises:
+        config.UsageError: there is no such run or split, or the dataset is not there, is
+            another now, or is damaged.
+    """
+    run = directory.RunDirectory(run_dir)
+    config, facts = run.read_config()
+    split = split or config.test_split or facts["validation_split"] or config.train_split
+    train = splits.open_split(config.dataset, data_dir or config.data_dir, config.train_split)
+    evaluated = splits.Split(train.builder, split)
+    run.check_same_data(train.genres, train.num_examples)
+    model, facts = checkpoints.restore_model(run_dir)
+    train_digests, train_counts = _read_train(train)
+    spec = run_data.make_spec(config, evaluated)
+    with evaluated.damage_named():
+        poster_ids, leaked = _read_ids(evaluated, train_digests)
+        # Its order is that of `Split.read`.
+        predicted = steps.predict(
+            steps.make_eval_step(model, tf.distribute.get_strategy()),
+            iter(pipeline.eval_batches(spec)),
+            spec.batching.steps_per_epoch,
+            f"report on {split}",
+            should_stop,
+        )
+    if predicted is None:
+        return None
+    return Evaluated(
+        run,
+        config,
+        facts,
+        evaluated,
+        train_counts,
+        predicted.labels,
+        predicted.outputs,
+        poster_ids,
+        leaked,
+    )
+
+
+def _read_train(train: splits.Split) -> tuple[set[bytes], np.ndarray]:
+    """Returns the digests of the posters that were trained on, and each genre's count."""
+    digests, counts = set(), np.zeros(len(train.genres), int)
+    with train.damage_named():
+        for example in train.read().as_numpy_iterator():
+            digests.add(source.poster_digest(example["image"]))
+            counts[example["genres"]] += 1
+    return digests, counts
+
+
+def _read_ids(split: splits.Split, train_digests: set[bytes]) -> tuple[list[str], np.ndarray]:
+    """Returns each poster's Id and whether it is in the train split too, byte for byte."""
+    poster_ids, leaked = [], []
+    for example in split.read().as_numpy_iterator():
+        poster_ids.append(example["poster_id"].decode())
+        leaked.append(source.poster_digest(example["image"]) in train_digests)
+    return poster_ids, np.array(leaked)

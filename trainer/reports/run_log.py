@@ -1,0 +1,179 @@
+"""What is told of a run while it trains: in the terminal, in its directory, in TensorBoard."""
+
+import pathlib
+import time
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from trainer import config as config_lib, runtime, steps
+from trainer.data import pipeline, run_data
+from trainer.reports import curves, scores, tables, tensorboard
+from trainer.run import directory
+
+_NUM_SAMPLES = 6  # Posters that TensorBoard shows with their answers.
+
+
+class RunLog:
+    """Tells of a run: every worker in its terminal, the chief in the run directory too."""
+
+    def __init__(
+        self,
+        config: config_lib.Config,
+        run: directory.RunDirectory,
+        devices: runtime.Devices,
+        data: run_data.RunData,
+        model: keras.Model,
+    ):
+        """Takes what there is to tell of.
+
+        Args:
+            config: the settings.
+            run: where the run is kept.
+            devices: where it computes.
+            data: its splits.
+            model: its model.
+        """
+        self._config, self._run, self._devices, self._data = config, run, devices, data
+        self._num_parameters = model.count_params()
+        # The best epoch is sought on the validation split, or on the first there is.
+        names = [split.name for split in data.evaluated]
+        self._judge = next(iter(names), data.train.name)
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The run directory."""
+        return self._run.path
+
+    def describe_run(self) -> None:
+        """Prints the model, the devices, the splits and the cache."""
+        config, data, devices = self._config, self._data, self._devices
+        evaluated = ", ".join(f"{split.num_examples} of {split}" for split in data.evaluated)
+        print(
+            f"{config.model}, {self._num_parameters:,} parameters, {devices.precision}\n"
+            f"strategy {devices.choice.name}: {devices.choice.reason}; "
+            f"{devices.num_replicas} replica(s)\n"
+            f"{data.train.builder.info.full_name}: {data.train.num_examples} posters to train on, "
+            f"{len(data.train.genres)} genres; evaluated on {evaluated or 'nothing else'}\n"
+            f"cache {data.cache.name}: {data.cache.reason}",
+            flush=True,
+        )
+
+    def begin(self, step: int, start_time: float) -> None:
+        """Begins with what was recorded up to a step, and prints what stands above the epochs.
+
+        Args:
+            step: from which the run goes on.
+            start_time: `time.monotonic()` when this process began.
+        """
+        before = self._run.read_metrics()
+        before = before[before["step"] <= step]
+        # Had this process done all of the run up to its last evaluation, it would have begun then.
+        self._start = start_time - (0 if before.empty else before["seconds"].iloc[-1])
+        self._best = before.loc[before["split"] == self._judge, "macro_ap"].max()
+        if self._devices.is_chief:
+            self._begin_files(step)
+        data = self._data
+        constants = [
+            scores.compute_constant_metrics(split.read_labels(), data.train.base_rates)
+            for split in data.evaluated
+        ]
+        train_loss = scores.constant_loss(data.train.base_rates)
+        print(tables.format_header([split.name for split in data.evaluated]))
+        print(tables.format_constant(train_loss, constants), flush=True)
+
+    def _begin_files(self, step: int) -> None:
+        config, data = self._config, self._data
+        self._run.write_config(
+            config,
+            genres=data.train.genres,
+            num_train=data.train.num_examples,
+            validation_split=data.validation,
+            precision=self._devices.precision,
+            replicas=self._devices.num_replicas,
+            cache=data.cache.name,
+            parameters=self._num_parameters,
+        )
+        self._run.keep_metrics_until(step)
+        self._tensorboard = tensorboard.TensorBoard(self._run.tensorboard)
+        self._tensorboard.write_settings(config, self._judge, self._run.path.name)
+        self._tensorboard.write_records(self._run.read_metrics())
+        spec = run_data.make_train_spec(config, data.train)
+        if spec.augment:
+            image, variants = pipeline.example_variants(spec, curves.NUM_VARIANTS)
+            directory.write_atomically(
+                self._run.augmentation, curves.draw_variants(image, variants)
+            )
+
+    def record(
+        self,
+        step: int,
+        learning_rate: float,
+        predicted: Mapping[str, steps.Predicted],
+    ) -> None:
+        """Scores the answers of an epoch, prints them and adds them to the run's files.
+
+        Args:
+            step: after which they were given.
+            learning_rate: of that step.
+            predicted: name of a split -> its answers, the train split's first.
+        """
+        epoch = -(-step // self._data.steps_per_epoch)
+        base_rates = self._data.train.base_rates
+        records = [
+            {
+                "epoch": epoch,
+                "step": step,
+                "split": split,
+                **scores.compute_metrics(answers.labels, answers.outputs),
+                "images_per_second": answers.images_per_second,
+                "seconds": time.monotonic() - self._start,
+                "constant": scores.compute_constant_metrics(answers.labels, base_rates),
+            }
+            for split, answers in predicted.items()
+        ]
+        records[0]["learning_rate"] = learning_rate
+        judged = next(record["macro_ap"] for record in records if record["split"] == self._judge)
+        is_best = judged > np.nan_to_num(self._best, nan=-1.0)
+        if is_best:
+            self._best = judged
+        print(
+            tables.format_epoch(records[0], self._config.epochs, records[1:], is_best), flush=True
+        )
+        if self._devices.is_chief:
+            self._run.append_metrics(records)
+            self._write_curves(records, predicted)
+
+    def _write_curves(self, records: list[dict], predicted: Mapping[str, steps.Predicted]) -> None:
+        self._tensorboard.write_records(directory.as_frame(records))
+        for split in self._data.evaluated[:1]:
+            spec = run_data.make_spec(self._config, split)
+            posters = pipeline.first_posters(spec, _NUM_SAMPLES)
+            answers = predicted[split.name]
+            picture = curves.draw_answers(
+                posters, answers.labels, answers.outputs, self._data.train.genres
+            )
+            self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
+        directory.write_atomically(
+            self._run.learning_curves, curves.draw_learning_curves(self._run.read_metrics())
+        )
+
+    def finish(self) -> None:
+        """Prints the best scores, where everything is, and what to do next."""
+        run = self._run
+        records = run.read_metrics()
+        step, why = run.best_step(), f"the best by macro AP on {self._data.validation}"
+        if step is None:
+            step, why = records["step"].max(), "the newest: there is no validation split"
+        best = records[records["step"] == step]
+        summary = tables.make_summary(best).to_string(float_format="{:.4f}".format, na_rep="-")
+        files = [path for path in (run.report, run.learning_curves) if path.exists()]
+        print(
+            f"\nEpoch {best['epoch'].iloc[0]}, step {step}, {why}:\n\n"
+            f"{summary}\n\n"
+            + "".join(f"  {path}\n" for path in files)
+            + f"  tensorboard --logdir={run.path.parent}\n\n"
+            f"Next: python -m export --run_dir={run.path} --export_dir=exports/{run.path.name}",
+            flush=True,
+        )

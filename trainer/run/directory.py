@@ -1,0 +1,256 @@
+"""What a run leaves on disk, and how it is written so that nobody reads half of it.
+
+config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
+report.html
+"""
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import pandas as pd
+
+from poster_tfds import directory_lock
+from trainer import config as config_lib
+
+# What may change when a run is continued: none of these changes what is learned.
+_MAY_CHANGE = {
+    "data_dir",
+    "epochs",
+    "max_steps",
+    "cache",
+    "strategy",
+    "tpu",
+    "logical_cpus",
+    "jit_compile",
+    "steps_per_call",
+    "deterministic",
+    "data_service",
+    "checkpoint_every_steps",
+    "checkpoint_every_seconds",
+    "keep_checkpoints",
+}
+_KEYS = ["epoch", "step", "split"]  # What tells records of metrics apart.
+_DECIDES_WEIGHTS = {"model", "image_size"}  # Checkpoints do not fit another.
+
+
+def local_path(path: str | os.PathLike, flag: str) -> pathlib.Path:
+    """Returns a path of a file system.
+
+    Raises:
+        config.UsageError: it names an object store, which would become a folder of that name.
+    """
+    if "://" in os.fspath(path):
+        raise config_lib.UsageError(
+            f"{flag}={path}: give a folder of a file system, a mounted one if need be; only "
+            "--data_dir may be on an object store."
+        )
+    return pathlib.Path(path)
+
+
+class RunDirectory:
+    """The files of a run, by name."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Names the files.
+
+        Raises:
+            config.UsageError: `path` is not of a file system.
+        """
+        self.path = local_path(path, "--run_dir")
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.learning_curves = self.path / "learning_curves.png"
+        self.augmentation = self.path / "augmentation.png"
+        self.report = self.path / "report.html"
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+
+    def write_config(self, config: config_lib.Config, **facts: Any) -> None:
+        """Writes the settings and what was made of them (genres, precision, ...)."""
+        content = {"config": config.to_json(), **facts}
+        write_atomically(self._config, json.dumps(content, indent=2) + "\n")
+
+    def read_config(self) -> tuple[config_lib.Config, dict[str, Any]]:
+        """Returns the settings of the run and the facts beside them.
+
+        Raises:
+            config.UsageError: this is not the directory of a run.
+        """
+        try:
+            facts = json.loads(self._config.read_text())
+        except FileNotFoundError:
+            raise config_lib.UsageError(
+                f"--run_dir={self.path}: no run stands there (no {self._config.name}). "
+                "Train one with `python -m trainer`."
+            ) from None
+        return config_lib.Config.from_json(facts.pop("config")), facts
+
+    def check_continues(self, config: config_lib.Config, resume: bool, override: bool) -> None:
+        """Checks that a run with these settings may go on here, if one has begun.
+
+        Raises:
+            config.UsageError: it has, and it is not to be resumed or was made with other
+                settings.
+        """
+        if not self._config.exists():
+            return
+        if not resume:
+            raise config_lib.UsageError(
+                f"--run_dir={self.path} holds a run. Leave out --noresume to continue it, or "
+                "choose another directory."
+            )
+        before, now = self.read_config()[0].to_json(), config.to_json()
+        fixed = now.keys() - _MAY_CHANGE
+        if config.learning_rate_schedule != "constant":
+            fixed |= {"epochs"}  # The schedule ends with the last.
+        changed = {name for name in fixed if before[name] != now[name]}
+        if changed and not (override and not changed & _DECIDES_WEIGHTS):
+            raise config_lib.UsageError(
+                f"--run_dir={self.path} holds a run with other settings:\n"
+                + "\n".join(
+                    f"  --{name}: {before[name]!r} then, {now[name]!r} now"
+                    for name in now
+                    if name in changed
+                )
+                + "\nRepeat its settings to continue it, or choose another directory. "
+                + (
+                    "Its checkpoints do not fit another model."
+                    if changed & _DECIDES_WEIGHTS
+                    else "--override goes on with the new ones."
+                )
+            )
+
+    def check_same_data(self, genres: list[str], num_train: int) -> None:
+        """Checks that a run that has begun here was trained on the same dataset.
+
+        Raises:
+            config.UsageError: it was built anew with other genres or other posters.
+        """
+        if not self._config.exists():
+            return
+        _, facts = self.read_config()
+        for what, before, now in (
+            ("genres", facts["genres"], genres),
+            ("number of posters to train on", facts["num_train"], num_train),
+        ):
+            if before != now:
+                raise config_lib.UsageError(
+                    f"--run_dir={self.path}: the dataset has changed since the run began. Its "
+                    f"{what} then: {before}; now: {now}. Choose another directory."
+                )
+
+    @contextlib.contextmanager
+    def held(self):
+        """Keeps other trainers out of the directory.
+
+        Raises:
+            config.UsageError: one is at work in it.
+        """
+        try:
+            with directory_lock.hold(self.path):
+                yield
+        except directory_lock.HeldError as error:
+            raise config_lib.UsageError(
+                f"--run_dir={self.path}: another trainer is at work there. Wait until it has "
+                "ended, or choose another directory."
+            ) from error
+
+    def new_cache_file(self, worker: int) -> str:
+        """Returns the name of a file for decoded posters, gone when the process ends.
+
+        tf.data refuses to go on with a cache that was not completed, so what a killed
+        process left is removed.
+
+        Args:
+            worker: which of the run's workers keeps it: each has one of its own.
+        """
+        directory = self.path / "cache" / str(worker)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        atexit.register(_remove_cache, directory)
+        return os.fspath(directory / "posters")
+
+    def read_metrics(self) -> pd.DataFrame:
+        """Returns the records of `metrics.jsonl`, oldest first, a row each.
+
+        The constant predictor's scores are columns as `constant.macro_ap`; what is not
+        defined is NaN.
+        """
+        return as_frame([json.loads(line) for line in self._metrics_lines()])
+
+    def best_step(self) -> int | None:
+        """Returns the step with the highest macro AP on the validation split, if there is one."""
+        records = self.read_metrics()
+        if records.empty:
+            return None
+        _, facts = self.read_config()
+        scores = records.loc[records["split"] == facts["validation_split"]].set_index("step")
+        scores = scores["macro_ap"].dropna()
+        return None if scores.empty else int(scores.idxmax())
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drops the records of steps that a resumed run is about to repeat."""
+        if self._metrics.exists():
+            kept = [line for line in self._metrics_lines() if json.loads(line)["step"] <= step]
+            write_atomically(self._metrics, "".join(kept))
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Adds records to `metrics.jsonl`, one object a line."""
+        lines = [*self._metrics_lines(), *map(_json_line, records)]
+        write_atomically(self._metrics, "".join(lines))
+
+    def _metrics_lines(self) -> list[str]:
+        if not self._metrics.exists():
+            return []
+        return self._metrics.read_text().splitlines(keepends=True)
+
+
+def as_frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Returns records of metrics as rows, the constant predictor's scores as `constant.NAME`."""
+    empty = pd.DataFrame(columns=[*_KEYS, "macro_ap", "seconds"])
+    frame = pd.json_normalize(records) if records else empty
+    scores = frame.columns.difference(_KEYS)
+    return frame.astype(dict.fromkeys(scores, float))  # None becomes NaN.
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name and renames it.
+
+    Raises:
+        config.UsageError: it cannot be written; what stood there before still does.
+    """
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise config_lib.UsageError(
+            f"{path} could not be written: {error.strerror}. Make room, and give the same command "
+            "again to go on."
+        ) from error
+
+
+def _remove_cache(directory: pathlib.Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Other workers still have theirs.
+        directory.parent.rmdir()
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    # JSON has no NaN; a metric that is not defined is null.
+    return json.dumps(_without_nan(record), allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
