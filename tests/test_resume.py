@@ -176,7 +176,7 @@ def test_a_second_signal_stops_at_once(data_dir, tmp_path):
     flags = ("--epochs=1000", "--image_size=96", "--steps_per_call=16")
     process = start(data_dir, tmp_path, *flags)
     # Once the first epoch is evaluated, the next call into TensorFlow is of 16 steps.
-    while ", step 16" not in process.stdout.readline():
+    while "1/1000      16" not in process.stdout.readline():
         assert process.poll() is None
     before = steps(tmp_path)
     process.send_signal(signal.SIGTERM)

@@ -43,16 +43,27 @@ def test_a_run_directory_holds_what_it_promises(run_dir):
         assert record["constant"].keys() == SCORES
 
 
-def test_tensorboard_has_the_scores_beside_the_constants(run_dir):
-    expected = {(r["split"], r["step"]): r["macro_ap"] for r in read_metrics(run_dir)}
-    found = {}
-    for path in (run_dir / "tensorboard").rglob("events*"):
+def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
+    """Scores beside the constant predictor's, speed, learning rate, settings and posters."""
+    files = {path.parent.name: path for path in (run_dir / "tensorboard").rglob("events*")}
+    assert len(list((run_dir / "tensorboard").rglob("events*"))) == len(files) == 2
+    scalars, tags = {}, {"train": set(), "test": set()}
+    for split, path in files.items():
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
-                if value.tag == "macro_ap":
-                    found[path.parent.name, event.step] = float(tf.make_ndarray(value.tensor))
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
-    assert ("constant_test", 32) in found
+                tags[split].add(value.tag)
+                if value.metadata.plugin_data.plugin_name == "scalars" or (
+                    not value.metadata.plugin_data.plugin_name and value.tensor.dtype == 1
+                ):
+                    scalars[split, event.step, value.tag] = float(tf.make_ndarray(value.tensor))
+    for record in read_metrics(run_dir):
+        place = record["split"], record["step"]
+        assert scalars[(*place, "macro_ap")] == pytest.approx(record["macro_ap"])
+        assert scalars[(*place, "constant/loss")] == pytest.approx(record["constant"]["loss"])
+        assert scalars[(*place, "images_per_second")] == pytest.approx(record["images_per_second"])
+    assert scalars["train", 32, "learning_rate"] == pytest.approx(1e-3)
+    assert "posters" in tags["test"]
+    assert any("hparams" in tag for tag in tags["test"])
 
 
 def test_a_model_rises_well_above_the_constant(data_dir, tmp_path):
