@@ -85,7 +85,8 @@ def tensorboard_steps(run_dir):
     for path in (run_dir / "tensorboard").rglob("events*"):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
-                if value.tag != "images_per_second":
+                # Pictures are those of the last process.
+                if value.tag not in ("images_per_second", "posters"):
                     found.append((path.parent.name, value.tag, event.step))
     assert len(found) == len(set(found))
     return sorted(found)

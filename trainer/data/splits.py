@@ -123,8 +123,13 @@ class Split:
         return counts.numpy() / self.num_examples
 
     def read_labels(self) -> np.ndarray:
-        """Returns the genres of all posters, float32 [N, G], multi-hot; no poster is decoded."""
-        return np.stack(list(self._read_labels().as_numpy_iterator()))
+        """Returns the genres of all posters, float32 [N, G], multi-hot; no poster is decoded.
+
+        Raises:
+            config.UsageError: a shard is damaged.
+        """
+        with self.damage_named():
+            return np.stack(list(self._read_labels().as_numpy_iterator()))
 
     def _read_labels(self) -> tf.data.Dataset:
         num_genres = len(self.genres)
