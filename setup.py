@@ -12,7 +12,11 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["poster_tfds*", "trainer*", "export*"]),
-    package_data={"poster_tfds": ["README.md", "CITATIONS.bib", "TAGS.txt"]},
+    package_data={
+        "poster_tfds": ["README.md", "CITATIONS.bib", "TAGS.txt"],
+        "poster_tfds.pages": ["*.css", "*.html"],
+        "trainer.reports": ["*.html"],
+    },
     install_requires=[
         "absl-py>=2.1,<3",
         # The first three are what `tfds build` imports without declaring it

@@ -11,7 +11,8 @@ import sys
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
-from poster_tfds import dataset_page, statistics
+from poster_tfds import dataset_page, dataset_statistics
+from poster_tfds.pages import rendering
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
 _CONFIG = flags.DEFINE_string("config", "imdb", "Configuration to look at.")
@@ -36,17 +37,17 @@ def main(argv: list[str]) -> None:
             f"{name} is not built in --data_dir={_DATA_DIR.value}. Build it with\n\n  tfds build "
             f"poster_tfds --config={_CONFIG.value} --data_dir={_DATA_DIR.value} --manual_dir=FOLDER"
         )
-    splits = statistics.collect(builder)
-    print(dataset_page.describe(builder, splits))
+    statistics = dataset_statistics.collect(builder)
+    print(dataset_page.describe(builder, statistics))
     directory = pathlib.Path(
         _OUTPUT_DIR.value or pathlib.Path(_DATA_DIR.value) / "pages" / _CONFIG.value
     )
     directory.mkdir(parents=True, exist_ok=True)
-    plots = dataset_page.draw_plots(builder, splits)
-    for file_name, png in plots.items():
-        (directory / file_name).write_bytes(png)
+    for name, plot in dataset_page.make_plots(statistics).items():
+        png = rendering.plot(plot.draw, plot.size, "png")
+        (directory / f"{name}.png").write_bytes(png)
     page = directory / "dataset.html"
-    page.write_text(dataset_page.render(builder, splits, plots), encoding="utf-8")
+    page.write_text(dataset_page.render(builder, statistics), encoding="utf-8")
     print(f"\nWrote {page}")
 
 

@@ -1,122 +1,106 @@
 """A built dataset as a page that a person can look at: `dataset.html` and its pictures."""
 
-import html
+from collections.abc import Callable
+from typing import NamedTuple
 
+import matplotlib.axes
 import numpy as np
+import pandas as pd
 import tensorflow_datasets as tfds
 
-from poster_tfds import page, statistics
+from poster_tfds import dataset_statistics
+from poster_tfds.pages import rendering
 
 
-def describe(builder: tfds.core.DatasetBuilder, splits) -> str:
-    """Returns the dataset's numbers as text.
+class Plot(NamedTuple):
+    """A picture of the page."""
 
-    Args:
-        builder: an open dataset.
-        splits: what `statistics.collect` found.
-    """
-    blocks = [builder.info.full_name]
-    blocks += [page.text_table(table) for _, table in _tables(builder, splits)]
-    return "\n\n".join(blocks)
+    heading: str
+    draw: Callable[[matplotlib.axes.Axes], None]
+    size: tuple[float, float]  # In inches.
 
 
-def draw_plots(builder: tfds.core.DatasetBuilder, splits) -> dict[str, bytes]:
-    """Returns the page's pictures: file name -> PNG."""
-    names = builder.info.features["genres"].feature.names
-    totals = sum(split.genre_counts for split in splits.values())
-    order = np.argsort(-totals)
+def describe(builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics) -> str:
+    """Returns the dataset's numbers as text."""
+    tables = make_tables(builder, statistics).values()
+    blocks = [table.to_string(float_format="{:.4f}".format) for table in tables]
+    return "\n\n".join([builder.info.full_name, *blocks])
+
+
+def make_tables(
+    builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics
+) -> dict[str, pd.DataFrame]:
+    """Returns the tables of the page by their headings; those without a row are left out."""
+    splits = dataset_statistics.describe_splits(statistics)
+    splits.insert(2, "shards", [builder.info.splits[name].num_shards for name in splits.index])
+    left_out = pd.DataFrame({"rows": dict(builder.info.metadata or {})})
+    tables = {
+        "Splits": splits,
+        "Leaks between splits": dataset_statistics.find_leaks(statistics),
+        "Genres": dataset_statistics.genre_shares(statistics),
+        "Left out": left_out.rename_axis("left out while building"),
+    }
+    return {heading: table for heading, table in tables.items() if len(table)}
+
+
+def make_plots(statistics: dataset_statistics.Statistics) -> dict[str, Plot]:
+    """Returns the pictures of the page by their names."""
+    counts, posters = statistics.counts, statistics.posters
+    splits, names = list(counts.columns), list(counts.index)
 
     def genres(axes):
-        left = np.zeros(len(names))
-        for name, split in splits.items():
-            axes.barh(range(len(names)), split.genre_counts[order], left=left, label=name)
-            left += split.genre_counts[order]
-        axes.set_yticks(range(len(names)), [names[i] for i in order])
+        counts.plot.barh(stacked=True, ax=axes, width=0.8)
         axes.invert_yaxis()
-        axes.set_xlabel("posters")
+        axes.set(xlabel="posters", ylabel="")
         axes.legend(loc="lower right")
 
     def labels_per_poster(axes):
-        for name, split in splits.items():
-            numbers = sorted(split.labels_per_poster)
-            shares = [split.labels_per_poster[n] / split.num_posters for n in numbers]
-            axes.plot(numbers, shares, marker="o", label=name)
-        axes.set_xlabel("genres of a poster")
-        axes.set_ylabel("share of the split")
+        shares = pd.crosstab(posters["num_genres"], posters["split"], normalize="columns")
+        shares.plot(ax=axes, marker="o", xlabel="genres of a poster", ylabel="share of the split")
         axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
     def together(axes):
-        counts = sum(split.together for split in splits.values())[np.ix_(order, order)]
-        shares = counts / np.maximum(np.diag(counts), 1)[:, None]
+        pairs = statistics.together.to_numpy()
+        shares = pairs / np.maximum(np.diag(pairs), 1)[:, None]
         np.fill_diagonal(shares, np.nan)
         image = axes.imshow(shares, cmap="viridis", vmin=0)
-        axes.set_xticks(range(len(names)), [names[i] for i in order], rotation=90)
-        axes.set_yticks(range(len(names)), [names[i] for i in order])
-        axes.figure.colorbar(image, label="share of the row's posters that have the column's genre")
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.figure.colorbar(image, label="share of the row's posters")
 
     def sizes(axes):
-        for name, split in splits.items():
-            axes.scatter(*split.sizes.T, s=4, alpha=0.4, label=name)
-        axes.set_xlabel("width, pixels")
-        axes.set_ylabel("height, pixels")
+        # Many posters of one size are one point.
+        distinct = posters[["split", "width", "height"]].drop_duplicates()
+        for split in splits:
+            of_split = distinct[distinct["split"] == split]
+            axes.scatter(of_split["width"], of_split["height"], s=4, alpha=0.4, label=split)
+        axes.set(xlabel="width, pixels", ylabel="height, pixels")
         axes.legend(markerscale=4)
 
     height = max(3.0, 0.28 * len(names))
     return {
-        "genres.png": page.plot(genres, (9, height)),
-        "labels_per_poster.png": page.plot(labels_per_poster, (7, 3.5)),
-        "together.png": page.plot(together, (height + 3, height + 1.5)),
-        "sizes.png": page.plot(sizes, (7, 4.5)),
+        "genres": Plot("Posters of each genre", genres, (9, height)),
+        "labels_per_poster": Plot("Genres of a poster", labels_per_poster, (7, 3.5)),
+        "together": Plot("Genres together", together, (height + 3, height + 1.5)),
+        "sizes": Plot("Sizes", sizes, (7, 4.5)),
     }
 
 
-def render(builder: tfds.core.DatasetBuilder, splits, plots: dict[str, bytes]) -> str:
+def render(builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics) -> str:
     """Returns the page: one HTML file with everything in it."""
-    parts = [f"<p>{html.escape(builder.builder_config.description or '')}</p>"]
-    for heading, table in _tables(builder, splits):
-        parts.append(f"<h2>{html.escape(heading)}</h2>{page.html_table(table)}")
-    headings = ("Posters of each genre", "Genres of a poster", "Genres together", "Sizes")
-    for heading, png in zip(headings, plots.values(), strict=True):
-        parts.append(page.picture(heading, png))
-    for name, split in splits.items():
-        samples = [
-            (jpeg, html.escape(", ".join(genres) or "no genre")) for jpeg, genres in split.samples
-        ]
-        parts.append(f"<h2>Posters of {html.escape(name)}</h2>{page.gallery(samples)}")
-    return page.document(builder.info.full_name, parts)
-
-
-def _tables(builder: tfds.core.DatasetBuilder, splits) -> list[tuple[str, list[list[str]]]]:
-    """Returns heading and rows of each table; the first row names the columns."""
-    names = builder.info.features["genres"].feature.names
-    overview = [
-        ["split", "posters", "MB", "shards", "genres a poster", "repeated Ids", "repeated posters"]
-    ]
-    for name, split in splits.items():
-        overview.append(
-            [
-                name,
-                str(split.num_posters),
-                f"{split.num_bytes / 1e6:.1f}",
-                str(builder.info.splits[name].num_shards),
-                f"{split.genre_counts.sum() / split.num_posters:.2f}",
-                str(statistics.count_repeated(split.poster_ids)),
-                str(statistics.count_repeated(split.posters)),
+    plots = make_plots(statistics).values()
+    return rendering.render(
+        "dataset.html",
+        title=builder.info.full_name,
+        description=builder.builder_config.description or "",
+        tables=make_tables(builder, statistics),
+        plots=[(p.heading, rendering.plot(p.draw, p.size, "svg")) for p in plots],
+        samples={
+            split: [
+                {"jpeg": jpeg, "genres": ", ".join(genres) or "no genre"} for jpeg, genres in found
             ]
-        )
-    leaks = [["splits", "Ids in both", "posters in both"]]
-    for pair, counts in statistics.find_leaks(splits).items():
-        leaks.append([" and ".join(pair), *map(str, counts)])
-    shares = [["genre", "posters", *(f"share of {name}" for name in splits)]]
-    totals = sum(split.genre_counts for split in splits.values())
-    for i in np.argsort(-totals):
-        row = [f"{split.genre_counts[i] / split.num_posters:.4f}" for split in splits.values()]
-        shares.append([names[i], str(totals[i]), *row])
-    tables = [("Splits", overview), ("Leaks between splits", leaks), ("Genres", shares)]
-    if builder.info.metadata:
-        left_out = [["left out while building", "rows"]]
-        left_out += [[name, str(count)] for name, count in builder.info.metadata.items()]
-        tables.append(("Left out", left_out))
-    return [(heading, table) for heading, table in tables if len(table) > 1]
+            for split, found in statistics.samples.items()
+        },
+    )

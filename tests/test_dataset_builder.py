@@ -14,7 +14,7 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import directory_lock, faults, statistics, synthetic
+from poster_tfds import dataset_statistics, directory_lock, faults, synthetic
 from tests import conftest
 
 
@@ -240,12 +240,14 @@ def test_leaks_and_repeats_are_counted(posters, tmp_path):
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *lines, *lines]) + "\n")
     builder = conftest.build(posters, tmp_path, "imdb")
-    found = statistics.collect(builder)
+    found = dataset_statistics.collect(builder)
     train, test = (
         [poster for poster, _, _ in read_split("poster_tfds/imdb", split, tmp_path)]
         for split in ("train", "test")
     )
     shared = len(set(train) & set(test))
     assert shared > 0
-    assert statistics.find_leaks(found) == {("train", "test"): (shared, shared)}
-    assert statistics.count_repeated(found["train"].posters) == len(train) - len(set(train))
+    leaks = dataset_statistics.find_leaks(found)
+    assert leaks.loc["train and test"].tolist() == [shared, shared]
+    repeated = dataset_statistics.describe_splits(found)["repeated posters"]
+    assert repeated["train"] == len(train) - len(set(train))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn import metrics as sklearn_metrics
 
 from trainer.reports import scores as scores_lib
@@ -14,20 +15,9 @@ MIN_TO_LEARN = 50  # Posters of a genre in the train split.
 MIN_TO_MEASURE = 10
 
 
-class GenreScore(NamedTuple):
-    """How well one genre is told from the others."""
-
-    genre: str
-    num_train: int
-    num_evaluated: int
-    average_precision: float  # NaN if no poster has the genre.
-    constant: float  # Of the constant predictor: the genre's share of the split.
-    remark: str  # Whether it has too few posters, in words.
-
-
 def score_genres(
     genres: Sequence[str], labels: np.ndarray, logits: np.ndarray, train_counts: np.ndarray
-) -> list[GenreScore]:
+) -> pd.DataFrame:
     """Scores each genre, the one with most posters in the train split first.
 
     Args:
@@ -35,29 +25,37 @@ def score_genres(
         labels: [N, G], 0 or 1.
         logits: float [N, G].
         train_counts: int [G], posters of each genre in the train split.
+
+    Returns:
+        A row a genre: `num_train` and `num_evaluated`, its posters; `average_precision`, NaN
+        if no poster has it; `constant`, the constant predictor's, which is the genre's share
+        of the split; `remark`, whether it has too few posters, in words.
     """
     counts = labels.sum(axis=0).astype(int)
-    scores = []
-    for i in np.argsort(-train_counts, kind="stable"):
-        remarks = []
-        if train_counts[i] < MIN_TO_LEARN:
-            remarks.append("too few to learn")
-        if counts[i] < MIN_TO_MEASURE:
-            remarks.append("too few to measure" if counts[i] else "none to measure")
-        precision = float("nan")
-        if counts[i]:
-            precision = float(sklearn_metrics.average_precision_score(labels[:, i], logits[:, i]))
-        scores.append(
-            GenreScore(
-                genres[i],
-                int(train_counts[i]),
-                int(counts[i]),
-                precision,
-                counts[i] / len(labels),
-                ", ".join(remarks),
-            )
-        )
-    return scores
+    average_precision = sklearn_metrics.average_precision_score
+    scores = pd.DataFrame(
+        {
+            "num_train": np.asarray(train_counts),
+            "num_evaluated": counts,
+            "average_precision": [
+                average_precision(labels[:, i], logits[:, i]) if counts[i] else np.nan
+                for i in range(len(genres))
+            ],
+            "constant": counts / len(labels),
+            "remark": [_remark(*both) for both in zip(train_counts, counts, strict=True)],
+        },
+        index=pd.Index(list(genres), name="genre"),
+    )
+    return scores.sort_values("num_train", ascending=False, kind="stable")
+
+
+def _remark(num_train: int, num_evaluated: int) -> str:
+    remarks = []
+    if num_train < MIN_TO_LEARN:
+        remarks.append("too few to learn")
+    if num_evaluated < MIN_TO_MEASURE:
+        remarks.append("too few to measure" if num_evaluated else "none to measure")
+    return ", ".join(remarks)
 
 
 class Scores(NamedTuple):

@@ -77,48 +77,66 @@ def group(runs: Iterable[Run]) -> list[list[Run]]:
     Raises:
         config.UsageError: they are of different datasets.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_recipe(run), []).append(run)
-    datasets = {run.configs[0].dataset for members in groups.values() for run in members}
+    runs = list(runs)
+    datasets = {run.configs[0].dataset for run in runs}
     if len(datasets) > 1:
         raise config_lib.UsageError(
             f"The runs are of several datasets ({', '.join(sorted(datasets))}), whose scores "
             "cannot be compared. Name runs of one."
         )
-    return sorted(groups.values(), key=lambda members: -np.mean(_scores(members, "macro_ap")))
+    frame = pd.DataFrame(
+        {
+            "run": pd.Series(runs, dtype=object),
+            "recipe": [_recipe(run) for run in runs],
+            "macro_ap": [run.score["macro_ap"] for run in runs],
+        }
+    )
+    of_recipes = frame.groupby("recipe", sort=False)
+    best_first = of_recipes["macro_ap"].mean().sort_values(ascending=False, kind="stable")
+    return [of_recipes.get_group(recipe)["run"].tolist() for recipe in best_first.index]
 
 
-def make_table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
-    """Returns the comparison as rows of cells; the first row names the columns."""
-    table = [
-        ["run", "seeds", "parameters", *_SCORES.values(), "minutes to train", "img/s in training"]
-    ]
+def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
+    """Returns the comparison, a row a group: mean ± sample standard deviation over its seeds."""
     shared = shared_flags(groups)
-    for members in groups:
-        table.append(
-            [
-                f"`{describe(members[0], without=shared)}`",
-                ", ".join(str(run.configs[0].seed) for run in members),
-                f"{members[0].parameters:,}",
-                *(_spread(_scores(members, name), ".4f") for name in _SCORES),
-                _spread([run.minutes for run in members], ".1f"),
-                _spread([run.images_per_second for run in members], ".0f"),
-            ]
-        )
+    runs = pd.DataFrame(
+        [
+            {
+                "run": f"`{describe(members[0], without=shared)}`",
+                "seeds": str(run.configs[0].seed),
+                "parameters": run.parameters,
+                **run.score[list(_SCORES)],
+                "minutes": run.minutes,
+                "speed": run.images_per_second,
+            }
+            for members in groups
+            for run in members
+        ]
+    )
+    of_groups = runs.groupby("run", sort=False)
+    table = of_groups.agg({"seeds": ", ".join, "parameters": "first"})
+    table["parameters"] = table["parameters"].map("{:,}".format)
+    forms = {**dict.fromkeys(_SCORES, ".4f"), "minutes": ".1f", "speed": ".0f"}
+    for name, form in forms.items():
+        table[name] = [
+            f"{mean:{form}}" if np.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"
+            for mean, deviation in of_groups[name].agg(["mean", "std"]).to_numpy()
+        ]
     constant = groups[0][0].score
-    scores = (f"{constant[f'constant.{name}']:.4f}" for name in _SCORES)
-    table.append(["constant predictor", "", "", *scores, "", ""])
-    return table
+    table.loc["constant predictor"] = ""
+    table.loc["constant predictor", list(_SCORES)] = [
+        f"{constant[f'constant.{name}']:.4f}" for name in _SCORES
+    ]
+    headings = {**_SCORES, "minutes": "minutes to train", "speed": "img/s in training"}
+    return table.rename(columns=headings)
 
 
 def format_markdown(groups: Sequence[Sequence[Run]]) -> str:
     """Returns the table as Markdown, under the flags that all rows share."""
-    header, *rows = make_table(groups)
-    lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+    table = make_table(groups).to_markdown(disable_numparse=True)
     if shared := shared_flags(groups):
-        lines = [f"All with `{' '.join(shared)}`.", "", *lines]
-    return "\n".join(lines)
+        return f"All with `{' '.join(shared)}`.\n\n{table}"
+    return table
 
 
 def describe(run: Run, without: Sequence[str] = ()) -> str:
@@ -224,13 +242,3 @@ def _preset_and_changes(
             f"--{key}={value}" for key, value in settings.items() if value != expected[key]
         ]
     return min(changes.items(), key=lambda item: len(item[1]))
-
-
-def _scores(runs: Iterable[Run], name: str) -> list[float]:
-    return [run.score[name] for run in runs]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """Returns mean and sample standard deviation; of one value, the value."""
-    mean = f"{np.mean(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form}}"

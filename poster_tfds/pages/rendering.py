@@ -1,0 +1,66 @@
+"""Fills the templates of pages."""
+
+import base64
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.axes
+import matplotlib.figure
+import pandas as pd
+
+_OWN_PACKAGE = "poster_tfds.pages"
+
+
+def render(template: str, package: str = _OWN_PACKAGE, **values: Any) -> str:
+    """Returns a page: a template filled with values, which are escaped.
+
+    Args:
+        template: name of the template's file.
+        package: the package that has it; those of this one can be used in it.
+        **values: what the template names.
+    """
+    loaders = [jinja2.PackageLoader(name, "") for name in dict.fromkeys((package, _OWN_PACKAGE))]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_url"] = _data_url
+    environment.globals["isna"] = pd.isna
+    return environment.get_template(template).render(values)
+
+
+def plot(
+    draw: Callable[[matplotlib.axes.Axes], None], size: tuple[float, float], form: str
+) -> bytes:
+    """Returns as a picture what a function draws.
+
+    The text of an SVG stays text, so that the reader's fonts show any genre's name; a dollar in
+    it is a dollar.
+
+    Args:
+        draw: takes the axes to draw on.
+        size: width and height in inches.
+        form: svg or png, of 100 pixels an inch.
+    """
+    picture = io.BytesIO()
+    # The salt and no date: the same figures give the same bytes.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "", "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # In an SVG it is the reader's fonts that count.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        metadata = {"Date": None} if form == "svg" else {}
+        figure.savefig(picture, format=form, dpi=100, metadata=metadata)
+    return picture.getvalue()
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
