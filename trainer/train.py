@@ -71,7 +71,7 @@ def train_and_evaluate(
             config,
             data,
             log,
-            learning_rate=lambda: float(learner.optimizer.learning_rate),
+            learning_rate=lambda: float(tf.convert_to_tensor(learner.optimizer.learning_rate)),
             train_step=_make_train_step(config, data, devices, learner),
             eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
             train_batches=iter(distribute(inputs.train)),
