@@ -6,8 +6,10 @@ import os
 
 from etils import epath
 
+from poster_tfds import faults
 
-class HeldError(RuntimeError):
+
+class HeldError(faults.UserError):
     """Another process holds the directory."""
 
 

@@ -24,14 +24,20 @@ class Fault(NamedTuple):
         return f"line {self.line}{name}: {self.reason}"
 
 
-class PosterDataError(ValueError):
+class UserError(ValueError):
+    """What was asked for cannot be done; the message says what to do about it."""
+
+
+class PosterDataError(UserError):
     """The CSV or the posters cannot be made into a dataset.
 
     Attributes:
+        csv_path: the CSV.
         faults: every fault found, in the order of the CSV.
     """
 
     def __init__(self, csv_path, faults: Iterable[Fault]):
+        self.csv_path = csv_path
         self.faults = sorted(faults)
         lines = [f"  {fault}" for fault in self.faults[:_FAULTS_SHOWN]]
         if len(self.faults) > _FAULTS_SHOWN:
@@ -41,3 +47,7 @@ class PosterDataError(ValueError):
             "\n".join([f"{count} in {csv_path}; nothing was built.", *lines])
             + "\nMend or remove these rows and posters, then build again."
         )
+
+    def __reduce__(self):
+        # `tfds build --num_processes` hands exceptions from process to process.
+        return type(self), (self.csv_path, self.faults)

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import io
 import itertools
+import re
+import sys
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -13,10 +15,27 @@ from etils import epath
 from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
-from poster_tfds import directory_lock, faults, first_seen, posters, source as source_lib, synthetic
+from poster_tfds import (
+    directory_lock,
+    faults,
+    first_seen,
+    posters,
+    source as source_lib,
+    synthetic,
+    user_errors,
+)
 
+if "tensorflow_datasets.scripts.cli.main" in sys.modules:  # This is imported by `tfds build`.
+    user_errors.install()
+
+_DESCRIPTION = """\
+Movie posters and their genres, for multi-label image classification. A poster has any number of
+genres; the genres are the columns of the CSV from which the dataset is built.
+"""
 _MIN_SHARDS = 16
 _MAX_SHARD_BYTES = 128 << 20
+# Types of settings, as they are called in JSON.
+_KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,6 +46,7 @@ class PosterConfig(tfds.core.BuilderConfig):
     of `--manual_dir` as `poster_tfds/mine`.
 
     Attributes:
+        name: the dataset is then `poster_tfds/<name>`.
         split: "hashed" (train, validation and test by a hash of the Id) or "reference"
             (train and test as in the tutorial).
         split_seed: changes which posters a hashed split takes.
@@ -38,6 +58,7 @@ class PosterConfig(tfds.core.BuilderConfig):
         num_synthetic: how many posters to draw; 0 reads them from `--manual_dir`.
     """
 
+    name: str = ""
     split: str = "hashed"
     split_seed: int = 0
     validation_fraction: float = 0.15
@@ -46,21 +67,52 @@ class PosterConfig(tfds.core.BuilderConfig):
     on_error: str = "fail"
     num_synthetic: int = 0
 
+    def __new__(cls, *_, **settings):
+        """Checks the names of the settings, which TFDS takes from the JSON as they are.
+
+        Raises:
+            faults.UserError: there is no setting of this name.
+        """
+        for name in settings.keys() - {field.name for field in dataclasses.fields(cls)}:
+            raise faults.UserError(
+                f"--config: there is no setting {name!r}; there are "
+                f"{', '.join(cls.__annotations__)}."
+            )
+        return super().__new__(cls)
+
     def __post_init__(self):
         """Checks the values.
 
         Raises:
-            ValueError: a value cannot be used; the message names it.
+            faults.UserError: a value cannot be used; the message names it.
         """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in _KINDS and not self._is_of_kind(value, field.type):
+                raise faults.UserError(
+                    f"--config: {field.name} is {value!r}; it must be {_KINDS[field.type]}."
+                )
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise faults.UserError(
+                f"--config: name is {self.name!r}; it must be of letters, digits, '_', '-' and '.'."
+            )
         for name, choices in (("split", ("hashed", "reference")), ("on_error", ("fail", "skip"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"--config: {name} is {getattr(self, name)!r}, not of {choices}.")
+                raise faults.UserError(
+                    f"--config: {name} is {getattr(self, name)!r}, not of {choices}."
+                )
         fractions = (self.validation_fraction, self.test_fraction)
-        if min(fractions) < 0 or sum(fractions) >= 1:
-            raise ValueError(
+        if not (min(fractions) >= 0 and sum(fractions) < 1):
+            raise faults.UserError(
                 "--config: validation_fraction and test_fraction must leave a part for train; "
                 f"they are {fractions}."
             )
+
+    @staticmethod
+    def _is_of_kind(value, kind: type) -> bool:
+        if isinstance(value, bool):  # Which is an int too.
+            return kind is bool
+        return isinstance(value, (int, float) if kind is float else kind)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -99,7 +151,11 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
+        # The package's README is a reference, not a description.
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            citation=self.get_metadata().citation,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
@@ -120,7 +176,8 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
 
         Raises:
             faults.PosterDataError: the CSV or the posters have faults; it names them.
-            RuntimeError: another process is building this configuration.
+            faults.UserError: there are no posters, or another process is building this
+                configuration.
         """
         build = functools.partial(
             super().download_and_prepare, download_config=download_config, **kwargs
@@ -135,6 +192,18 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             for leftover in directory.glob("incomplete.*") if held else ():
                 leftover.rmtree()
             build()
+
+    def _create_builder_config(self, builder_config, version):
+        try:
+            return super()._create_builder_config(builder_config, version)
+        except ValueError as error:
+            name = getattr(builder_config, "name", None)  # Of one that JSON describes.
+            problem = f"{name!r} is one of its own" if name else f"there is no {builder_config!r}"
+            raise faults.UserError(
+                f"The configurations of {self.name} are {', '.join(self.builder_configs)}; "
+                f"{problem}. Posters of your own take any other name: "
+                """--config='{"name": "mine"}'."""
+            ) from error
 
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
@@ -216,19 +285,26 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         if empty:
             raise self._empty_split(split)
 
-    def _empty_split(self, split: str) -> ValueError:
-        return ValueError(f"No poster is left for split {split!r} of {self._source.csv_path}.")
+    def _empty_split(self, split: str) -> faults.UserError:
+        return faults.UserError(
+            f"No poster is left for split {split!r} of {self._source.csv_path}."
+        )
 
     def _open_source(self, dl_manager) -> None:
         directory = self._source_dir(dl_manager)
         if not (directory / "train.csv").exists():
-            raise ValueError(f"No {directory / 'train.csv'}.\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+            raise faults.UserError(
+                f"No {directory / 'train.csv'}.\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            )
         self._source = source_lib.PosterSource(directory, self.builder_config)
         self.info.features["genres"].feature.names = self._source.genres
 
     def _source_dir(self, dl_manager) -> epath.Path:
         if not self.builder_config.num_synthetic:
-            return dl_manager.manual_dir
+            try:
+                return dl_manager.manual_dir
+            except AssertionError as error:  # The folder is missing or empty; TFDS says so.
+                raise faults.UserError(str(error)) from error
         directory = dl_manager.download_dir / f"poster_tfds_{self.builder_config.name}"
         synthetic.ensure_posters(directory, self.builder_config.num_synthetic)
         return directory

@@ -263,6 +263,7 @@ def test_a_second_build_of_the_same_dataset_is_refused(many_posters, tmp_path):
         _, stderr = second.communicate()
         assert second.returncode != 0
         assert "Another process is at work" in stderr
+        assert "Traceback" not in stderr
     finally:
         first.send_signal(signal.SIGCONT)
     assert first.wait() == 0

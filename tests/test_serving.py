@@ -266,7 +266,12 @@ def test_the_warmup_requests_are_answered(version, served, synthetic_posters):
 
 
 def test_the_signatures_are_those_of_readmes_table(served):
-    table = (conftest.PROJECT / "README.md").read_text().split("| signature |")[1].split("\n\n")[0]
+    table = (
+        (conftest.PROJECT / "export/README.md")
+        .read_text()
+        .split("| signature |")[1]
+        .split("\n\n")[0]
+    )
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
     assert [row[0] for row in rows] == ["serving_default", "top_k", "classify", "pixels"]
     lengths = {"N": None, "H": None, "W": None, "3": 3, "G": 8, "K": 3}

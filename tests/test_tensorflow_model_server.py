@@ -92,7 +92,7 @@ def start_stand_in(directory):
 
 def readme_flags(directory, grpc_port, rest_port):
     """The flags of README's line that starts the server, for other files and ports."""
-    readme = (conftest.PROJECT / "README.md").read_text().replace("\\\n", " ")
+    readme = (conftest.PROJECT / "export/README.md").read_text().replace("\\\n", " ")
     (line,) = re.findall("^tensorflow_model_server (.*)$", readme, re.MULTILINE)
     line = line.replace("exports/imdb", shlex.quote(str(directory)))
     ports = {"port": grpc_port, "rest_api_port": rest_port}

@@ -32,7 +32,7 @@ def render(template: str, package: str = _OWN_PACKAGE, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_url"] = _data_url
-    environment.globals["isna"] = pd.isna
+    environment.globals |= {"isna": pd.isna, "has_words": pd.api.types.is_string_dtype}
     return environment.get_template(template).render(values)
 
 
