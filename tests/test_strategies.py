@@ -136,9 +136,55 @@ def test_multi_worker_without_a_cluster_says_what_to_set(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(config.UsageError, match="set TF_CONFIG"):
         runtime.create_strategy("multi_worker")
-    monkeypatch.setenv("TF_CONFIG", "{worker}")
-    with pytest.raises(config.UsageError, match=r"TF_CONFIG=\{worker\} cannot be read"):
+
+
+WORKER = {"type": "worker", "index": 0}
+
+
+@pytest.mark.parametrize(
+    ("tf_config", "said"),
+    [
+        ("{worker}", "cannot be used"),
+        ({"cluster": {"worker": ["a:1"], "ps": ["b:2"]}, "task": WORKER}, "tasks of type ps"),
+        ({"cluster": {"worker": ["localhost"]}, "task": WORKER}, "'localhost' is not HOST:PORT"),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}, "no task chief"),
+        ({"cluster": {"worker": ["a:1"]}, "task": {**WORKER, "index": 1}}, "no task worker 1"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_in_words(tf_config, said, monkeypatch):
+    text = tf_config if isinstance(tf_config, str) else json.dumps(tf_config)
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(config.UsageError, match=f"TF_CONFIG=.*{said}.*It names all workers"):
         runtime.choose_strategy("auto")
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster = {"worker": [f"localhost:{port}", "localhost:1"]}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": WORKER}))
+        with pytest.raises(config.UsageError, match=f"port {port} cannot be had .*in use"):
+            runtime.create_strategy("multi_worker")
+
+
+def test_workers_that_do_not_start_are_named_and_waited_for_no_longer_than_asked(
+    data_dir, tmp_path
+):
+    (first, second, third) = free_ports(3)
+    cluster = {"worker": [f"localhost:{port}" for port in (first, second, third)]}
+    tf_config = json.dumps({"cluster": cluster, "task": WORKER})
+    waiting = start(data_dir, tmp_path / "a", TF_CONFIG=tf_config)
+    while f"Waiting for the workers at localhost:{second}, localhost:{third}." not in (
+        waiting.stderr.readline()
+    ):
+        assert waiting.poll() is None
+    waiting.send_signal(signal.SIGINT)
+    assert "SIGINT: stopped while waiting for localhost" in finish(waiting, returncode=1)
+    with socket.create_server(("localhost", second)):
+        patient = start(data_dir, tmp_path / "b", "--worker_timeout=2", TF_CONFIG=tf_config)
+        printed = finish(patient, returncode=1)
+    assert f"No worker answers at localhost:{third} after --worker_timeout=2" in printed
+    assert not (tmp_path / "a").exists()
 
 
 def test_auto_says_what_it_chose_and_why(monkeypatch):

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     """Trains as the flags say."""
     del arguments
     command_line.import_tensorflow()
-    from trainer import runtime, train  # Imports TensorFlow, which --help need not wait for.
+    from trainer import cluster, train  # Imports TensorFlow, which --help need not wait for.
 
     try:
         train.train_and_evaluate(
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
             override=_OVERRIDE.value,
             report=_REPORT.value,
         )
-    except runtime.WorkerLostError as error:
+    except cluster.WorkerLostError as error:
         print(
             f"A worker is gone ({str(error).splitlines()[0]}). Start it again; this one goes on "
             "from the last checkpoint when all are there.",

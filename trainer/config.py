@@ -79,6 +79,7 @@ class Config:
 
     precision: str = _devices("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
     strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    worker_timeout: float = _devices(600.0, "Seconds to wait until all workers that TF_CONFIG names have started; 0: for ever.", minimum=0)
     tpu: str = _devices("", "Name or address of the TPU, for --strategy=tpu.")
     logical_cpus: int = _devices(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
     jit_compile: bool = _devices(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")

@@ -1,30 +1,20 @@
 """Devices: how a run is spread over them and in which precision they compute."""
 
-import contextlib
 import os
 import pathlib
 import socket
 import urllib.parse
-from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer import config as config_lib
+from trainer import cluster, config as config_lib
 
-_TF_CONFIG = (
-    "It names all workers and this one's index, e.g. "
-    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}.'
-)
 _SECONDS_TO_CONNECT = 10
 # tf.data's default pool has one thread a core, and threads that wait for a decoded
 # poster take part of it: 2 cores stood 27% idle. More threads than cores keep all busy.
 _PIPELINE_THREADS_PER_CORE = 8
 _CPU_FLAGS_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
-
-
-class WorkerLostError(RuntimeError):
-    """Another worker of the cluster does not answer."""
 
 
 class Choice(NamedTuple):
@@ -57,16 +47,16 @@ def open_devices(config: config_lib.Config) -> Devices:
         config.UsageError: the settings do not suit this machine.
     """
     choice = choose_strategy(config.strategy)
-    strategy = create_strategy(choice.name, config.tpu, config.logical_cpus)
+    strategy = create_strategy(choice.name, config.tpu, config.logical_cpus, config.worker_timeout)
     check_replicas(strategy, config.batch_size, config.jit_compile)
-    return Devices(strategy, choice, choose_precision(config.precision), is_chief(strategy))
+    return Devices(strategy, choice, choose_precision(config.precision), cluster.is_chief(strategy))
 
 
 def choose_strategy(name: str) -> Choice:
     """Resolves `--strategy=auto`: TF_CONFIG first, then the number of GPUs."""
     if name != "auto":
         return Choice(name, f"as --strategy={name} says")
-    if _has_cluster():
+    if cluster.has_cluster():
         return Choice("multi_worker", "TF_CONFIG names a cluster")
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     if num_gpus > 1:
@@ -74,13 +64,16 @@ def choose_strategy(name: str) -> Choice:
     return Choice("one_device", "there is one GPU" if num_gpus else "there is no GPU")
 
 
-def create_strategy(name: str, tpu: str = "", logical_cpus: int = 1) -> tf.distribute.Strategy:
+def create_strategy(
+    name: str, tpu: str = "", logical_cpus: int = 1, worker_timeout: float = 0
+) -> tf.distribute.Strategy:
     """Chooses how replicas are placed. Call it before anything runs on a device.
 
     Args:
         name: one_device, mirrored, multi_worker or tpu.
         tpu: the TPU's name or address, for `tpu`.
         logical_cpus: logical devices to divide the CPU into.
+        worker_timeout: seconds to wait for the other workers, for `multi_worker`; 0: for ever.
 
     Raises:
         config.UsageError: the strategy cannot be had on this machine.
@@ -90,24 +83,32 @@ def create_strategy(name: str, tpu: str = "", logical_cpus: int = 1) -> tf.distr
         # Otherwise TensorFlow takes all of the GPU's memory at once.
         tf.config.experimental.set_memory_growth(gpu, True)
     if logical_cpus > 1:
-        (cpu,) = tf.config.list_physical_devices("CPU")
-        devices = [tf.config.LogicalDeviceConfiguration()] * logical_cpus
-        tf.config.set_logical_device_configuration(cpu, devices)
+        _divide_cpu(logical_cpus)
     if name == "mirrored":
         kind = "GPU" if gpus else "CPU"
         return tf.distribute.MirroredStrategy(
             [device.name for device in tf.config.list_logical_devices(kind)]
         )
     if name == "multi_worker":
-        if not _has_cluster():
-            raise config_lib.UsageError(
-                f"--strategy=multi_worker: set TF_CONFIG to the cluster. {_TF_CONFIG}"
-            )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return cluster.create_strategy(worker_timeout)
     if name == "tpu":
         return _tpu_strategy(tpu)
     # In the scope of a device its batches are copied ahead; a CPU has them already.
     return tf.distribute.OneDeviceStrategy("/gpu:0") if gpus else tf.distribute.get_strategy()
+
+
+def _divide_cpu(count: int) -> None:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    devices = [tf.config.LogicalDeviceConfiguration()] * count
+    if tf.config.get_logical_device_configuration(cpu) == devices:
+        return  # An earlier run in this process has done it.
+    try:
+        tf.config.set_logical_device_configuration(cpu, devices)
+    except RuntimeError as error:
+        raise config_lib.UsageError(
+            f"--logical_cpus={count}: TensorFlow has used the CPU in this process already, and "
+            "cannot divide it any more. Start the run in a process of its own."
+        ) from error
 
 
 def check_replicas(strategy: tf.distribute.Strategy, batch_size: int, jit_compile: bool) -> None:
@@ -147,64 +148,6 @@ def check_reachable(flag: str, address: str) -> None:
         ) from error
 
 
-def make_vote(strategy: tf.distribute.Strategy) -> Callable[..., tuple[bool, ...]]:
-    """Returns a function of booleans that tells for each whether any worker says so.
-
-    All workers must call it equally often. With one worker it returns what it is given.
-    """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return lambda *opinions: opinions
-    gather = _make_gather(strategy)
-
-    def vote(*opinions):
-        return tuple(bool(of_all.any()) for of_all in gather(opinions).T)
-
-    return vote
-
-
-def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
-    """Checks that all workers go on from the same step, which all of them must call.
-
-    Raises:
-        config.UsageError: they do not.
-    """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
-    steps = sorted({int(of_worker) for of_worker in _make_gather(strategy)([step])[:, 0]})
-    if len(steps) > 1:
-        raise config_lib.UsageError(
-            f"The workers found checkpoints of different steps, {' and '.join(map(str, steps))} "
-            f"(this one: {step}). --run_dir must be on storage that all of them reach; if it is, "
-            "start all of them again."
-        )
-
-
-def _make_gather(strategy: tf.distribute.Strategy):
-    """Returns a function of N whole numbers that gives those of all replicas, [replicas, N]."""
-
-    @tf.function
-    def gather(numbers):
-        of_replicas = strategy.run(lambda numbers: numbers[None], args=(numbers,))
-        return strategy.gather(of_replicas, axis=0)
-
-    return lambda numbers: gather(tf.constant(numbers, tf.int64)).numpy()
-
-
-@contextlib.contextmanager
-def lost_workers_named(strategy: tf.distribute.Strategy):
-    """Turns the errors that come when another worker is gone into one.
-
-    Raises:
-        WorkerLostError: another worker does not answer.
-    """
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            raise
-        raise WorkerLostError(str(error)) from error
-
-
 def choose_precision(name: str) -> str:
     """Returns the Keras dtype policy for this machine's devices.
 
@@ -229,28 +172,6 @@ def lacks_fast_filter_gradient() -> bool:
     """Returns whether convolutions run on a CPU for which oneDNN has no fast filter gradient."""
     devices = tf.config.list_logical_devices()
     return {device.device_type for device in devices} == {"CPU"} and "avx512f" not in _cpu_flags()
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process writes what all workers share: metrics and reports."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return True
-    return resolver.task_type in (None, "chief") or (
-        resolver.task_type == "worker"
-        and resolver.task_id == 0
-        and "chief" not in resolver.cluster_spec().jobs
-    )
-
-
-def _has_cluster() -> bool:
-    try:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        return bool(resolver.cluster_spec().jobs)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise config_lib.UsageError(
-            f"TF_CONFIG={os.environ.get('TF_CONFIG')} cannot be read ({error}). {_TF_CONFIG}"
-        ) from error
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:

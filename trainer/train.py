@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, learner as learner_lib, runtime, steps
+from trainer import cluster, config as config_lib, learner as learner_lib, runtime, steps
 from trainer.data import pipeline, run_data
 from trainer.models import losses, optimizer as optimizer_lib
 from trainer.reports import page, progress as progress_lib, run_log
@@ -39,7 +39,7 @@ def train_and_evaluate(
     Raises:
         config.UsageError: the settings cannot be used, the data is damaged, the loss is no
             longer finite or the disk is full; the message says what to do.
-        runtime.WorkerLostError: another worker is gone.
+        cluster.WorkerLostError: another worker is gone.
     """
     start_time = time.monotonic()
     run = directory.RunDirectory(run_dir)
@@ -52,7 +52,7 @@ def train_and_evaluate(
         if devices.is_chief:
             stack.enter_context(run.held())
         stop = stack.enter_context(stopping.StopRequest())
-        stack.enter_context(runtime.lost_workers_named(devices.strategy))
+        stack.enter_context(cluster.lost_workers_named(devices.strategy))
         # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
         keras.utils.set_random_seed(config.seed + 1)
         if config.deterministic:

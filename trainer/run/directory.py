@@ -26,6 +26,7 @@ _MAY_CHANGE = {
     "cache",
     "strategy",
     "tpu",
+    "worker_timeout",
     "logical_cpus",
     "jit_compile",
     "steps_per_call",

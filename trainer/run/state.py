@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib, runtime, steps
+from trainer import cluster, config as config_lib, runtime, steps
 from trainer.run import checkpoints as checkpoints_lib, directory, stopping
 
 
@@ -52,10 +52,10 @@ class RunState:
         self._checkpoints = checkpoints
         self._stop = stop
         self._describe_batch = describe_batch
-        self._vote = runtime.make_vote(devices.strategy)
+        self._vote = cluster.make_vote(devices.strategy)
         self._last_save = time.monotonic()
         self.step, *answers = checkpoints.restore()
-        runtime.check_same_step(devices.strategy, self.step)
+        cluster.check_same_step(devices.strategy, self.step)
         self._answers = [tuple(answers)]
         self._pending: list[tuple[int, dict[str, tf.Tensor]]] = []  # Not yet on the host.
         self.stopped = False
