@@ -179,7 +179,7 @@ def test_workers_that_do_not_start_are_named_and_waited_for_no_longer_than_asked
     ):
         assert waiting.poll() is None
     waiting.send_signal(signal.SIGINT)
-    assert "SIGINT: stopped while waiting for localhost" in finish(waiting, returncode=1)
+    assert "Stopped." in finish(waiting, returncode=1)
     with socket.create_server(("localhost", second)):
         patient = start(data_dir, tmp_path / "b", "--worker_timeout=2", TF_CONFIG=tf_config)
         printed = finish(patient, returncode=1)

@@ -1,12 +1,9 @@
 """The workers of a run: which there are, waiting for them, votes among them, losing one."""
 
 import contextlib
-import math
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,7 +19,6 @@ _JOBS = {"chief", "worker"}
 _SECONDS_TO_FIRST_LINE = 5
 _SECONDS_BETWEEN_LINES = 30
 _SECONDS_BETWEEN_LOOKS = 1
-_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class WorkerLostError(RuntimeError):
@@ -66,13 +62,12 @@ def _check_cluster(cluster: tf.train.ClusterSpec) -> None:
 def create_strategy(worker_timeout: float) -> tf.distribute.Strategy:
     """Waits for all workers that TF_CONFIG names and joins them.
 
-    A first Ctrl-C or SIGTERM ends the wait.
-
     Args:
         worker_timeout: seconds to wait at most; 0: for ever.
 
     Raises:
-        config.UsageError: TF_CONFIG names no workers, or this one's port is in use.
+        config.UsageError: TF_CONFIG names no workers, this one's port is in use, or the others
+            have not started in time.
     """
     if not has_cluster():
         raise config_lib.UsageError(
@@ -81,66 +76,44 @@ def create_strategy(worker_timeout: float) -> tf.distribute.Strategy:
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     cluster = resolver.cluster_spec()
     own = cluster.task_address(resolver.task_type, resolver.task_id)
-    _check_port_is_free(own)
     others = [a for job in cluster.jobs for a in cluster.job_tasks(job) if a != own]
-    with _waiting_for(others, worker_timeout):
-        return tf.distribute.MultiWorkerMirroredStrategy()
+    _wait_for(others, own, worker_timeout)
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def _check_port_is_free(address: str) -> None:
-    port = int(address.rpartition(":")[2])
+def _wait_for(others: Sequence[str], own: str, timeout: float) -> None:
+    """Waits until all workers listen, and says which are missing.
+
+    TensorFlow waits too, but in silence and in a call that neither a signal nor another thread
+    interrupts. Until all are there each worker listens at its own address, for the others to see.
+    """
+    port = int(own.rpartition(":")[2])
     try:
-        socket.create_server(("", port)).close()
+        listener = socket.create_server(("", port))
     except OSError as error:
         raise config_lib.UsageError(
-            f"TF_CONFIG: this worker is to listen at {address}, and port {port} cannot be had "
+            f"TF_CONFIG: this worker is to listen at {own}, and port {port} cannot be had "
             f"({error.strerror}). End what uses it, or name another port to all workers."
         ) from error
-
-
-@contextlib.contextmanager
-def _waiting_for(addresses: Sequence[str], timeout: float):
-    """Says which workers are missing while TensorFlow waits for them, and ends the wait.
-
-    TensorFlow's own wait is inside a call that no signal interrupts, so signals are held back
-    and a thread looks for them. It ends the process: there is nothing yet to be lost.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-    is_over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(addresses, timeout, is_over), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watcher.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _watch(addresses: Sequence[str], timeout: float, is_over: threading.Event) -> None:
     start = time.monotonic()
     next_line = start + _SECONDS_TO_FIRST_LINE
-    end = start + timeout if timeout else math.inf
-    while not is_over.is_set():
-        stop = signal.sigtimedwait(_STOPS, _SECONDS_BETWEEN_LOOKS)
-        if stop is None and time.monotonic() < min(next_line, end):
-            continue
-        next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        missing = ", ".join(address for address in addresses if not _answers(address))
-        if stop is not None:
-            _end(f"{signal.Signals(stop.si_signo).name}: stopped while waiting for {missing}.")
-        if missing and time.monotonic() >= end:
-            _end(
-                f"No worker answers at {missing} after --worker_timeout={timeout:g} seconds. Start "
-                "all that TF_CONFIG names, with the same TF_CONFIG but for their index."
-            )
-        if missing:
-            print(f"Waiting for the workers at {missing}.", file=sys.stderr, flush=True)
-
-
-def _end(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+    missing = list(others)
+    with listener:
+        listener.settimeout(_SECONDS_BETWEEN_LOOKS)
+        while missing := [address for address in missing if not _answers(address)]:
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+            now = time.monotonic()
+            if timeout and now - start >= timeout:
+                raise config_lib.UsageError(
+                    f"No worker answers at {', '.join(missing)} after --worker_timeout={timeout:g} "
+                    "seconds. Start all that TF_CONFIG names, with the same TF_CONFIG but for "
+                    "their index."
+                )
+            if now >= next_line:
+                next_line = now + _SECONDS_BETWEEN_LINES
+                names = ", ".join(missing)
+                print(f"Waiting for the workers at {names}.", file=sys.stderr, flush=True)
 
 
 def _answers(address: str) -> bool:

@@ -41,6 +41,8 @@ def run(main: Callable[[list[str]], None], takes_arguments: bool = False) -> Non
             main(argv[1:])
         except config.UsageError as error:
             sys.exit(str(error))
+        except KeyboardInterrupt:
+            sys.exit("Stopped.")
 
     app.run(checked, flags_parser=_parse)
 
