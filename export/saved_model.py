@@ -1,5 +1,6 @@
 """Write, check and publish a version of the SavedModel."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -45,7 +46,7 @@ def export_saved_model(
 
     Raises:
         config.UsageError: there is no run with a checkpoint in `run_dir`, or `limits` refuse
-            every image that the export could be tried with.
+            every image that the export could be tried with, or the disk is full.
         RuntimeError: the SavedModel does not answer as the model does.
     """
     model, facts = checkpoints.restore_model(run_dir)
@@ -65,10 +66,11 @@ def export_saved_model(
                 name: function.get_concrete_function()
                 for name, function in module.signatures.items()
             }
-            tf.saved_model.save(module, os.fspath(unfinished), signatures)
-            serving_files.write_version_files(
-                unfinished, signatures, facts, run, limits, posters[0]
-            )
+            with _full_disk_named(export_dir):
+                tf.saved_model.save(module, os.fspath(unfinished), signatures)
+                serving_files.write_version_files(
+                    unfinished, signatures, facts, run, limits, posters[0]
+                )
             _check_answers_alike(unfinished, module, posters)
             numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
             version = export_dir / str(max(numbers, default=0) + 1)
@@ -107,6 +109,18 @@ def resolve_version(path: str | os.PathLike) -> pathlib.Path:
             "Make one with `python -m export`."
         )
     return path / str(versions[-1])
+
+
+@contextlib.contextmanager
+def _full_disk_named(export_dir: pathlib.Path):
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise config_lib.UsageError(
+            f"--export_dir={export_dir}: the version could not be written ({reason}); nothing was "
+            "published. Make room, and give the same command again."
+        ) from error
 
 
 def _remove(version: pathlib.Path) -> None:

@@ -244,3 +244,22 @@ def test_short_of_memory_the_cache_gives_way_and_the_run_goes_on_as_it_would_hav
     assert "cache none: WARNING, not --cache=decoded" in result.stdout
     assert "Going on after step 12 of 24" in result.stdout
     np.testing.assert_equal(state(halved), state(whole))
+
+
+NO_DISK_FOR_AN_EXPORT = """
+mkdir -p {export_dir}
+mount -t tmpfs -o size=200k tmpfs {export_dir}
+{python} -m export --run_dir={run_dir} --export_dir={export_dir} && exit 10
+ls -A {export_dir}
+"""
+
+
+def test_a_full_disk_ends_an_export_in_one_message(run_dir, tmp_path):
+    result = run_in_own_mounts(
+        NO_DISK_FOR_AN_EXPORT.format(
+            run_dir=run_dir, export_dir=tmp_path / "export", python=sys.executable
+        )
+    )
+    assert f"--export_dir={tmp_path / 'export'}: the version could not be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.strip() == ""

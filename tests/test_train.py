@@ -345,3 +345,46 @@ def test_precision_auto_follows_the_cpu(flags, precision, monkeypatch):
     monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
     assert runtime.choose_precision("auto") == precision
     assert runtime.choose_precision("mixed_float16") == "mixed_float16"
+
+
+IN_A_NOTEBOOK = """
+import asyncio, os, signal, sys, threading
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from trainer import config, train
+
+settings = dict(dataset="poster_tfds/synthetic", data_dir=sys.argv[1], image_size=48, max_steps=1)
+
+def run(name, **changes):
+    train.train_and_evaluate(
+        config.Config(**settings, **changes), os.path.join(sys.argv[2], name), report=False
+    )
+
+async def in_an_event_loop():
+    loop, stops = asyncio.get_running_loop(), []
+    loop.add_signal_handler(signal.SIGTERM, stops.append, "loop")
+    run("loop")
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    assert stops == ["loop"]
+
+interrupt = signal.getsignal(signal.SIGINT)
+asyncio.run(in_an_event_loop())
+thread = threading.Thread(target=run, args=("thread",))
+thread.start()
+thread.join()
+assert signal.getsignal(signal.SIGINT) is interrupt
+try:
+    run("divided", strategy="mirrored", logical_cpus=2)
+except config.UsageError as error:
+    print(error)
+print(*sorted(os.listdir(sys.argv[2])))
+"""
+
+
+def test_runs_in_a_notebook_leave_signals_as_they_were(data_dir, tmp_path):
+    """In a running event loop, then in a thread of the same process."""
+    result = conftest.run(sys.executable, "-c", IN_A_NOTEBOOK, data_dir, tmp_path)
+    assert "--logical_cpus=2: TensorFlow has used the CPU in this process" in result.stdout
+    assert result.stdout.splitlines()[-1] == "loop thread"
+    for name in ("loop", "thread"):
+        assert [record["step"] for record in read_metrics(tmp_path / name)] == [1, 1]

@@ -1,6 +1,7 @@
 """Fills the templates of pages."""
 
 import base64
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -49,17 +50,33 @@ def plot(
         size: width and height in inches.
         form: svg or png, of 100 pixels an inch.
     """
-    picture = io.BytesIO()
-    # The salt and no date: the same figures give the same bytes.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "", "text.parse_math": False}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # In an SVG it is the reader's fonts that count.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+    with _any_text():
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
+        return save(figure, form)
+
+
+def save(figure: matplotlib.figure.Figure, form: str) -> bytes:
+    """Returns a figure as a picture; the same figures give the same bytes.
+
+    Args:
+        figure: what is drawn.
+        form: svg or png, of 100 pixels an inch.
+    """
+    picture = io.BytesIO()
+    with _any_text():
         metadata = {"Date": None} if form == "svg" else {}
         figure.savefig(picture, format=form, dpi=100, metadata=metadata)
     return picture.getvalue()
+
+
+@contextlib.contextmanager
+def _any_text():
+    """Has matplotlib take any name for text, also one with dollars or of another script."""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "", "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
 def _data_url(content: bytes, kind: str) -> str:

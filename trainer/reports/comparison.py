@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from poster_tfds import page
+from poster_tfds.pages import rendering
 from trainer import config as config_lib, presets
 from trainer.run import directory as directory_lib
 
@@ -191,7 +191,7 @@ def draw(groups: Sequence[Sequence[Run]]) -> bytes:
         ends.append(((axes.get_xlim()[1], constant), "constant predictor", "black"))
         _label(axes, ends)
 
-    return page.plot(on_axes, (12, 6))
+    return rendering.plot(on_axes, (12, 6), "png")
 
 
 def _label(axes, ends: list[tuple[Sequence[float], str, str]]) -> None:

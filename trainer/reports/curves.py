@@ -1,6 +1,5 @@
 """Pictures of a run: its learning curves, what augmentation does, posters with their answers."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 
+from poster_tfds.pages import rendering
 from trainer.reports import scores
 
 NUM_VARIANTS = 11  # Of a poster, beside itself in two rows.
@@ -38,7 +38,7 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    return _to_png(figure)
+    return rendering.save(figure, "png")
 
 
 def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
@@ -89,10 +89,4 @@ def _draw_grid(images: list[np.ndarray], titles: list[str], num_rows: int) -> by
         axes.set_title(title, fontsize=9)
     for axes in panels:
         axes.axis("off")
-    return _to_png(figure)
-
-
-def _to_png(figure: matplotlib.figure.Figure) -> bytes:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    return png.getvalue()
+    return rendering.save(figure, "png")
