@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     """Exports as the flags say; a user's mistake ends in one message."""
     del arguments
     command_line.import_tensorflow()
-    from export import saved_model, serving_model
+    from export import loading, saved_model
     from poster_tfds import directory_lock
 
     try:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
             _RUN_DIR.value,
             _EXPORT_DIR.value,
             top_k=_TOP_K.value,
-            limits=serving_model.Limits(_MAX_IMAGE_BYTES.value, _MAX_IMAGE_PIXELS.value),
+            limits=loading.Limits(_MAX_IMAGE_BYTES.value, _MAX_IMAGE_PIXELS.value),
             keep_versions=_KEEP_VERSIONS.value,
         )
     except (config_lib.UsageError, directory_lock.HeldError) as error:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     import tensorflow as tf
 
-    from export import serving_model
+    from export import loading, serving_model
     from trainer.data import preprocessing
     from trainer.models import registry
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         config_lib.Config(model=_MODEL.value, image_size=size), _NUM_GENRES, "float32"
     )
     genres = [f"genre {i}" for i in range(_NUM_GENRES)]
-    served = serving_model.ServingModel(model, genres, size, 5, serving_model.Limits())
+    served = serving_model.ServingModel(model, genres, size, 5, loading.Limits())
     spec = tf.TensorSpec([size, size, 3], tf.uint8)
 
     @tf.function

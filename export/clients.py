@@ -20,7 +20,7 @@ _RETRIES = 5
 _CONNECT_SECONDS = 5
 _BUSY = (429, 503)  # HTTP: too many requests, unavailable.
 _SIGNATURE = "serving_default"
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Answer(NamedTuple):
@@ -193,27 +193,33 @@ def find_posters(arguments: Iterable[str], list_file: str | None) -> Iterator[pa
 
 
 def ask_all(
-    client, posters: Iterable[pathlib.Path], batch_size: int, parallel: int
+    client, posters: Iterable[pathlib.Path], batch_size: int, parallel: int, max_side: int = 0
 ) -> Iterator[tuple[pathlib.Path, Answer]]:
     """Yields each poster with its answer, in order; no more is held than is being asked.
+
+    What is sent is what a dataset would store of it, so that the answer is that poster's.
 
     Args:
         client: one of the above.
         posters: paths of image files.
         batch_size: posters a request.
         parallel: requests at a time.
+        max_side: that of the dataset, in pixels, if its larger posters were reduced.
 
     Raises:
         ServerError: a server does not answer.
     """
+    from poster_tfds import images as images_lib  # Imports TensorFlow.
 
     def ask(batch):
         images, answers = [], {}
         for poster in batch:
             try:
-                images.append(poster.read_bytes())
+                images.append(images_lib.as_stored(poster.read_bytes(), max_side).jpeg)
             except OSError as error:
                 answers[poster] = Answer([], error.strerror)
+            except images_lib.ImageError as error:
+                answers[poster] = Answer([], str(error))
         asked = [poster for poster in batch if poster not in answers]
         if images:
             answers.update(zip(asked, client.ask(images), strict=True))

@@ -30,6 +30,12 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a poster instead
 _CSV = flags.DEFINE_bool("csv", False, "Print CSV: poster, genre, score, error.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Posters a request.", lower_bound=1)
 _PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bound=1)
+_MAX_SIDE = flags.DEFINE_integer(
+    "max_side",
+    0,
+    "Reduce larger posters to so many pixels, as the dataset did; 0: none.",
+    lower_bound=0,
+)
 _TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
 
 
@@ -52,7 +58,9 @@ def main(arguments: list[str]) -> None:
         else:
             client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
         posters = clients.find_posters(arguments, _LIST.value)
-        answers = clients.ask_all(client, posters, _BATCH_SIZE.value, _PARALLEL.value)
+        answers = clients.ask_all(
+            client, posters, _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
+        )
         for poster, answer in tqdm.tqdm(
             answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
         ):

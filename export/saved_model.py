@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export import serving_files, serving_model
+from export import loading, serving_files, serving_model
 from poster_tfds import directory_lock
 from trainer import config as config_lib
 from trainer.data import splits
 from trainer.run import checkpoints, directory
 
 _TOLERANCE = 1e-5
-_LIMITS = serving_model.Limits()
+_LIMITS = loading.Limits()
 _INCOMPLETE = "incomplete-"
 
 
@@ -26,7 +26,7 @@ def export_saved_model(
     export_dir: str | os.PathLike,
     *,
     top_k: int = 5,
-    limits: serving_model.Limits = _LIMITS,
+    limits: loading.Limits = _LIMITS,
     keep_versions: int = 0,
 ) -> pathlib.Path:
     """Exports the best checkpoint of a run, in float32, as a new version.
@@ -38,7 +38,7 @@ def export_saved_model(
         run_dir: directory of a run.
         export_dir: directory of versions, for TensorFlow Serving's `model_base_path`.
         top_k: genres that the signature `top_k` answers with.
-        limits: what an image may cost.
+        limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
         keep_versions: how many of the newest versions to keep; 0: all.
 
     Returns:
@@ -50,8 +50,11 @@ def export_saved_model(
         RuntimeError: the SavedModel does not answer as the model does.
     """
     model, facts = checkpoints.restore_model(run_dir)
-    module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
     run = directory.RunDirectory(run_dir)
+    split = _find_split(run)
+    if split and split.builder.info.metadata:
+        limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
+    module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):
@@ -59,7 +62,7 @@ def export_saved_model(
             shutil.rmtree(leftover)
         # A server takes only directories with integer names for versions.
         unfinished = export_dir / f"{_INCOMPLETE}{os.getpid()}"
-        posters = [*_real_posters(run), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
+        posters = [*_real_posters(split), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
         posters = _accepted(module, posters, limits)
         try:
             signatures = {
@@ -153,7 +156,7 @@ def _check_answers_alike(
 
 
 def _accepted(
-    module: serving_model.ServingModel, posters: list[bytes], limits: serving_model.Limits
+    module: serving_model.ServingModel, posters: list[bytes], limits: loading.Limits
 ) -> list[bytes]:
     """Returns the images that the model does not refuse."""
     accepted = module.serving_default(tf.constant(posters))["ok"].numpy()
@@ -165,12 +168,18 @@ def _accepted(
     return [poster for poster, ok in zip(posters, accepted, strict=True) if ok]
 
 
-def _real_posters(run: directory.RunDirectory) -> list[bytes]:
-    """Returns a poster of the run's own dataset, if it is still there."""
+def _find_split(run: directory.RunDirectory) -> splits.Split | None:
+    """Returns the split that the run was trained on, if it is still there."""
     config, _ = run.read_config()
     try:
-        split = splits.open_split(config.dataset, config.data_dir, config.train_split)
+        return splits.open_split(config.dataset, config.data_dir, config.train_split)
     except config_lib.UsageError:
+        return None
+
+
+def _real_posters(split: splits.Split | None) -> list[bytes]:
+    """Returns a poster of a split, if there is one."""
+    if split is None:
         return []
     first = split.read(in_parts=True).take(1)
     return [example["image"] for example in first.as_numpy_iterator()]

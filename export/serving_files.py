@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from export import serving_model
+from export import loading
 from trainer.reports import tables
 from trainer.run import directory
 
@@ -48,7 +48,7 @@ def write_version_files(
     signatures: dict[str, Any],
     facts: dict[str, Any],
     run: directory.RunDirectory,
-    limits: serving_model.Limits,
+    limits: loading.Limits,
     image: bytes,
 ) -> None:
     """Writes what belongs to one version, into its directory.
@@ -101,7 +101,7 @@ def describe_signatures(signatures: dict[str, Any]) -> str:
 
 
 def describe_model(
-    facts: dict[str, Any], run: directory.RunDirectory, limits: serving_model.Limits
+    facts: dict[str, Any], run: directory.RunDirectory, limits: loading.Limits
 ) -> str:
     """Returns the model's card: what it is, how good it is, and what it is not for."""
     config, _ = run.read_config()
@@ -118,7 +118,10 @@ Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["ge
 - Data: `{config.dataset}`, trained on {facts["num_train"]} posters of `{config.train_split}`.
 - Checkpoint: step {step} of `{run.path.name}`, trained in {facts["precision"]}, served in float32.
 - Input: JPEG or PNG of at most {limits.max_pixels:,} pixels and {limits.max_bytes:,} bytes,
-  resized to a square with sides of {config.image_size} pixels.
+  resized to a square with sides of {config.image_size} pixels.{_max_side(limits)}
+- A PNG is answered as the JPEG that a dataset stores of it, transparent parts on white. CMYK, EXIF
+  data that ask for a turn, a PNG with 16 bits or a colour profile and all other formats are
+  refused: `python -m export.predict` converts them first, as the dataset does.
 
 ## How good it is
 
@@ -131,7 +134,8 @@ from most posters.
 ## What it is not for
 
 It knows the genres of its data as they were labelled, and nothing else: not photographs, not
-people. Scores of genres with few posters are not reliable. EXIF rotation is ignored.
+people. Scores of genres with few posters are not reliable. Of damage inside a JPEG it names what
+lets the data end too early.
 
 ## Settings
 
@@ -185,3 +189,8 @@ def example(image: bytes) -> tf.train.Example:
     """Returns the tf.Example that the signature `classify` takes."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
     return tf.train.Example(features=tf.train.Features(feature={"image_bytes": feature}))
+
+
+def _max_side(limits: loading.Limits) -> str:
+    side = limits.max_side
+    return f"\n  No side of more than {side} pixels, to which the dataset reduced." if side else ""

@@ -7,6 +7,7 @@ hold them: it moves one part for each of a chunk's buckets, a few for a thousand
 """
 
 import bisect
+import collections
 import dataclasses
 import functools
 import itertools
@@ -66,12 +67,12 @@ class Outcome(NamedTuple):
     Attributes:
         splits: split -> its shards; none if faults stopped the build.
         faults: of the rows and their posters.
-        num_duplicates: posters left out because their bytes came before.
+        counts: `duplicates`, left out because their bytes came before, `converted`, `damaged`.
     """
 
     splits: dict[str, tfds.core.SplitInfo]
     faults: list[faults.Fault]
-    num_duplicates: int
+    counts: collections.Counter
 
 
 class _Layout(NamedTuple):
@@ -81,11 +82,13 @@ class _Layout(NamedTuple):
         num_bytes: size of all examples, serialized.
         shard_ends: for each shard, how many examples stand in it and those before it.
         bucket_starts: number of a bucket -> how many examples stand in those before it.
+        counts: of the examples that are `converted` and `damaged`.
     """
 
     num_bytes: int
     shard_ends: list[int]
     bucket_starts: dict[int, int]
+    counts: dict[str, int]
 
 
 class _Item(NamedTuple):
@@ -97,6 +100,8 @@ class _Item(NamedTuple):
         digest: of the poster; empty if duplicates are kept.
         key: TFDS's hash of the example's key.
         num_bytes: size of the example, serialized.
+        converted: whether the poster was made from another image.
+        damaged: whether a part of it is lost.
     """
 
     split: str
@@ -104,6 +109,8 @@ class _Item(NamedTuple):
     digest: bytes
     key: bytes
     num_bytes: int
+    converted: bool
+    damaged: bool
 
 
 def build(
@@ -136,9 +143,9 @@ def build(
             | "ReadRows" >> beam.FlatMap(_read_rows, source, chunk, row_files)
             | "SpreadRows" >> beam.Reshuffle()
             | "Check"
-            >> beam.FlatMap(
-                _check, source.images_dir, storage, config.drop_duplicates, row_files
-            ).with_outputs(_FAULTS, main="sound")
+            >> beam.FlatMap(_check, source.images_dir, storage, config, row_files).with_outputs(
+                _FAULTS, main="sound"
+            )
         )
         found = checked[_FAULTS] | "AllFaults" >> beam.combiners.ToList()
         sound = checked.sound
@@ -172,6 +179,7 @@ def build(
                 _write_shard,
                 beam.pvalue.AsSingleton(layouts),
                 source.images_dir,
+                config,
                 storage,
                 row_files,
             )
@@ -200,7 +208,7 @@ def _check(
     chunk,
     images_dir: epath.Path,
     storage: Storage,
-    digests: bool,
+    config,
     row_files: row_files_lib.RowFiles,
 ) -> Iterator:
     """Yields a fault for each row that has one, and where the others stand, by their bucket."""
@@ -208,21 +216,23 @@ def _check(
     hasher = hashing.Hasher(split)
     items = []
     for row in row_files.read([rows]):
-        image = posters.read_one(row, images_dir)
-        if isinstance(image, faults.Fault):
-            yield beam.pvalue.TaggedOutput(_FAULTS, image)
+        poster = posters.read_one(row, images_dir, config)
+        if isinstance(poster, faults.Fault):
+            yield beam.pvalue.TaggedOutput(_FAULTS, poster)
             continue
-        name, example = source_lib.make_example(row, image)
+        name, example = source_lib.make_example(row, poster.jpeg)
         items.append(
             _Item(
                 split,
                 row,
-                source_lib.poster_digest(image) if digests else b"",
+                source_lib.poster_digest(poster.jpeg) if config.drop_duplicates else b"",
                 hasher.hash_key(name).to_bytes(_KEY_BYTES, "big"),
                 len(storage.serialize(example)),
+                poster.converted,
+                poster.damaged,
             )
         )
-    if digests:
+    if config.drop_duplicates:
         yield from row_files.write(items, lambda item: row_files.bucket(item.digest))
     else:
         yield from _into_buckets(items, row_files)
@@ -251,11 +261,15 @@ def _order_of_reading(item: _Item) -> tuple[int, int]:
     return source_lib.SPLITS.index(item.split), item.row.line
 
 
-def _measure(group, row_files: row_files_lib.RowFiles) -> tuple[str, int, int, int]:
-    """Returns split and number of a bucket, its examples and their bytes."""
+def _measure(group, row_files: row_files_lib.RowFiles) -> tuple[str, int, collections.Counter]:
+    """Returns split and number of a bucket and what is counted of its examples."""
     (split, bucket), parts = group
-    sizes = [item.num_bytes for item in row_files.read(parts)]
-    return split, bucket, len(sizes), sum(sizes)
+    counts = collections.Counter()
+    for item in row_files.read(parts):
+        counts.update(
+            examples=1, bytes=item.num_bytes, converted=item.converted, damaged=item.damaged
+        )
+    return split, bucket, counts
 
 
 def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layout]:
@@ -263,16 +277,16 @@ def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layo
     if found and on_error == "fail":
         return layouts
     for split in storage.templates:
-        num_examples = num_bytes = 0
+        totals = collections.Counter()
         starts = {}
-        for _, bucket, count, size in sorted(b for b in buckets if b[0] == split):
-            starts[bucket] = num_examples
-            num_examples += count
-            num_bytes += size
+        for _, bucket, counts in sorted(b for b in buckets if b[0] == split):
+            starts[bucket] = totals["examples"]
+            totals.update(counts)
+        num_examples, num_bytes = totals.pop("examples", 0), totals.pop("bytes", 0)
         if num_examples:
             num_shards = storage.shard_config.get_number_shards(num_bytes, num_examples)
             ends = shard_utils.get_shard_boundaries(num_examples, num_shards)
-            layouts[split] = _Layout(num_bytes, list(ends), starts)
+            layouts[split] = _Layout(num_bytes, list(ends), starts, totals)
     return layouts
 
 
@@ -293,6 +307,7 @@ def _write_shard(
     group,
     layouts: dict[str, _Layout],
     images_dir: epath.Path,
+    config,
     storage: Storage,
     row_files: row_files_lib.RowFiles,
 ) -> None:
@@ -300,8 +315,7 @@ def _write_shard(
 
     def examples():
         for item in sorted(row_files.read(parts), key=_key):
-            image = posters.poster_path(images_dir, item.row.poster_id).read_bytes()
-            _, example = source_lib.make_example(item.row, image)
+            _, example = source_lib.make_example(item.row, _read_again(item, images_dir, config))
             yield int.from_bytes(item.key, "big"), storage.serialize(example)
 
     path = storage.templates[split].sharded_filepath(
@@ -310,6 +324,13 @@ def _write_shard(
     # A runner may try a shard again, or twice at a time.
     with utils.incomplete_files(path) as temporary_path:
         storage.writer.write(temporary_path, examples())
+
+
+def _read_again(item: _Item, images_dir: epath.Path, config) -> bytes:
+    """Returns the bytes of a poster that is known to be sound."""
+    if item.converted:
+        return posters.read_one(item.row, images_dir, config).jpeg
+    return posters.poster_path(images_dir, item.row.poster_id).read_bytes()
 
 
 def _key(item: _Item) -> bytes:
@@ -322,8 +343,9 @@ def _write_outcome(layouts, found, num_duplicates: int, path: epath.Path) -> Non
 
 def _collect_outcome(path: epath.Path, storage: Storage) -> Outcome:
     layouts, found, num_duplicates = json.loads(path.read_text())
-    splits = {}
-    for split, (num_bytes, shard_ends, _) in layouts.items():
+    splits, totals = {}, collections.Counter(duplicates=num_duplicates)
+    for split, (num_bytes, shard_ends, _, counts) in layouts.items():
+        totals.update(counts)
         lengths = np.diff(shard_ends, prepend=0).tolist()
         splits[split] = tfds.core.SplitInfo(split, lengths, num_bytes, storage.templates[split])
-    return Outcome(splits, [faults.Fault(*fault) for fault in found], num_duplicates)
+    return Outcome(splits, [faults.Fault(*fault) for fault in found], totals)

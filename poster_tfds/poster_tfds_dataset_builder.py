@@ -1,5 +1,6 @@
 """TFDS builder: a CSV of genres and a folder of JPEG posters -> sharded TFRecords."""
 
+import collections
 import csv
 import dataclasses
 import functools
@@ -55,6 +56,9 @@ class PosterConfig(tfds.core.BuilderConfig):
         drop_duplicates: leave out rows whose Id or whose poster's bytes came before.
         on_error: "fail" (name every fault and build nothing) or "skip" (build the rest
             and write `rejected.csv`).
+        on_damage: "fail" (a JPEG of which libjpeg says that data are missing or wrong inside has a
+            fault) or "keep" (it is taken, and counted).
+        max_side: larger posters are reduced until their longer side has so many pixels; 0: none is.
         num_synthetic: how many posters to draw; 0 reads them from `--manual_dir`.
     """
 
@@ -65,6 +69,8 @@ class PosterConfig(tfds.core.BuilderConfig):
     test_fraction: float = 0.15
     drop_duplicates: bool = True
     on_error: str = "fail"
+    on_damage: str = "fail"
+    max_side: int = 0
     num_synthetic: int = 0
 
     def __new__(cls, *_, **settings):
@@ -96,11 +102,19 @@ class PosterConfig(tfds.core.BuilderConfig):
             raise faults.UserError(
                 f"--config: name is {self.name!r}; it must be of letters, digits, '_', '-' and '.'."
             )
-        for name, choices in (("split", ("hashed", "reference")), ("on_error", ("fail", "skip"))):
+        for name, choices in (
+            ("split", ("hashed", "reference")),
+            ("on_error", ("fail", "skip")),
+            ("on_damage", ("fail", "keep")),
+        ):
             if getattr(self, name) not in choices:
                 raise faults.UserError(
                     f"--config: {name} is {getattr(self, name)!r}, not of {choices}."
                 )
+        if self.max_side < 0:
+            raise faults.UserError(
+                f"--config: max_side is {self.max_side}; give pixels, or 0 for none."
+            )
         fractions = (self.validation_fraction, self.test_fraction)
         if not (min(fractions) >= 0 and sum(fractions) < 1):
             raise faults.UserError(
@@ -207,13 +221,16 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
 
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
-        self._num_duplicates = 0
+        self._counts = collections.Counter()
         super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
         if download_config.max_examples_per_split == 0:  # Then TFDS opens no source.
             return
         self.info.metadata.update(
             rejected=len(self._rejected),
-            duplicates=self._num_duplicates + self._source.num_repeated,
+            duplicates=self._counts["duplicates"] + self._source.num_repeated,
+            converted=self._counts["converted"],
+            damaged=self._counts["damaged"],
+            max_side=self.builder_config.max_side,
         )
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
@@ -237,7 +254,7 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         )
         if outcome.faults and self.builder_config.on_error == "fail":
             raise faults.PosterDataError(self._source.csv_path, outcome.faults)
-        self._rejected, self._num_duplicates = outcome.faults, outcome.num_duplicates
+        self._rejected, self._counts = outcome.faults, outcome.counts
         for split in self._source.num_rows:
             if split not in outcome.splits:
                 raise self._empty_split(split)
@@ -262,26 +279,29 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         At the first fault, unless faults are skipped, nothing more is yielded: what
         remains, the later splits included, is checked as well, and one error names it all.
         """
-        source = self._source
-        checked = posters.read_checked(source.rows(split), source.images_dir)
+        source, config = self._source, self.builder_config
+        checked = posters.read_checked(source.rows(split), source.images_dir, config)
         empty = True
-        for row, image in checked:
-            if isinstance(image, faults.Fault):
-                if self.builder_config.on_error == "skip":
-                    self._rejected.append(image)
+        for row, poster in checked:
+            if isinstance(poster, faults.Fault):
+                if config.on_error == "skip":
+                    self._rejected.append(poster)
                     continue
                 splits = list(source.num_rows)
                 later = source.rows(*splits[splits.index(split) + 1 :])
-                rest = itertools.chain(checked, posters.read_checked(later, source.images_dir))
-                found = [image, *(other for _, other in rest if isinstance(other, faults.Fault))]
+                rest = itertools.chain(
+                    checked, posters.read_checked(later, source.images_dir, config)
+                )
+                found = [poster, *(other for _, other in rest if isinstance(other, faults.Fault))]
                 raise faults.PosterDataError(source.csv_path, found)
-            if self.builder_config.drop_duplicates:
-                digest = source_lib.poster_digest(image)
+            if config.drop_duplicates:
+                digest = source_lib.poster_digest(poster.jpeg)
                 if seen.setdefault(digest, row.line) != row.line:
-                    self._num_duplicates += 1
+                    self._counts["duplicates"] += 1
                     continue
             empty = False
-            yield source_lib.make_example(row, image)
+            self._counts.update(converted=poster.converted, damaged=poster.damaged)
+            yield source_lib.make_example(row, poster.jpeg)
         if empty:
             raise self._empty_split(split)
 

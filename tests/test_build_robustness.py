@@ -15,9 +15,10 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from poster_tfds import beam_engine, faults, synthetic
-from tests import conftest, test_faults, test_posters
+from poster_tfds import beam_engine, faults, images, synthetic
+from tests import conftest, test_faults, test_images
 from tests.test_dataset_builder import posters, read_split, sha256_of_files  # noqa: F401
+from tests.test_preprocessing import make_jpeg
 
 CUSTOM = {"name": "mine", "test_fraction": 0.25, "validation_fraction": 0.25}
 SKIP = {**CUSTOM, "on_error": "skip"}
@@ -41,13 +42,14 @@ def examples(name, data_dir):
 
 
 def damage_csv(posters_dir):
-    """Makes faults and duplicates of both kinds."""
+    """Makes faults, duplicates of both kinds and a poster that is to be converted."""
     path = posters_dir / "train.csv"
     header, *rows = path.read_text().splitlines()
     rows[3] = rows[3].replace(",0", ",3", 1)
     twin = rows[7].replace("synthetic0000007", "twin")
     shutil.copy(posters_dir / "Images/synthetic0000007.jpg", posters_dir / "Images/twin.jpg")
     (posters_dir / "Images/synthetic0000011.jpg").write_bytes(b"broken")
+    (posters_dir / "Images/synthetic0000013.jpg").write_bytes(test_images.turned(6))
     path.write_text("\n".join([header, *rows, rows[5], twin]) + "\n")
 
 
@@ -69,13 +71,40 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
         ("5", "synthetic0000003"),
         ("13", "synthetic0000011"),
     ]
-    assert "not a JPEG" in rejected[1]["reason"]
+    assert "not an image" in rejected[1]["reason"]
     metadata = json.loads((directory / "metadata.json").read_text())
-    assert metadata == {"rejected": 2, "duplicates": 2}
+    counts = {"rejected": 2, "duplicates": 2, "converted": 1, "damaged": 0}
+    assert {name: metadata[name] for name in counts} == counts
     found = sum(examples("poster_tfds/mine", tmp_path).values(), collections.Counter())
     assert len(found) == found.total() == 38
-    images = collections.Counter(image for _, _, image in found)
-    assert max(images.values()) == 1
+    pictures = collections.Counter(image for _, _, image in found)
+    assert max(pictures.values()) == 1
+
+
+@pytest.mark.parametrize("build", [conftest.build, build_with_beam])
+def test_what_is_no_plain_jpeg_is_converted_and_counted(build, posters, tmp_path):  # noqa: F811
+    picture, folder = test_images.PICTURE, posters / "Images"
+    contents = {
+        "synthetic0000001": make_jpeg(60, 80, mode="CMYK"),
+        "synthetic0000002": test_images.turned(6),
+        "synthetic0000003": test_images.encode(picture, "PNG"),
+        "synthetic0000004": test_images.cut_ended(make_jpeg(120, 180)),
+        "synthetic0000005": test_images.LARGE,
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.jpg").write_bytes(content)
+    build(posters, tmp_path, {**CUSTOM, "on_damage": "keep", "max_side": 200})
+    expected = {
+        path.stem: images.as_stored(path.read_bytes(), 200, keep_damaged=True)
+        for path in folder.iterdir()
+    }
+    stored = sum(examples("poster_tfds/mine", tmp_path).values(), collections.Counter())
+    assert {name: jpeg for name, _, jpeg in stored} == {
+        name: poster.jpeg for name, poster in expected.items()
+    }
+    assert max(max(test_images.pixels(jpeg).shape) for _, _, jpeg in stored) == 200
+    metadata = json.loads((tmp_path / "poster_tfds/mine/1.0.0/metadata.json").read_text())
+    assert (metadata["converted"], metadata["damaged"], metadata["max_side"]) == (4, 1, 200)
 
 
 @pytest.mark.parametrize("max_chunk", [beam_engine._MAX_CHUNK, 7])
@@ -105,7 +134,7 @@ def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):
 
 def damage_of_25_kinds(posters_dir):
     """Damages a copy of the real posters and returns the lines on which it did."""
-    path, images = posters_dir / "train.csv", posters_dir / "Images"
+    path, folder = posters_dir / "train.csv", posters_dir / "Images"
     lines = path.read_bytes().decode().splitlines()
 
     def change(line, old, new):
@@ -114,7 +143,7 @@ def damage_of_25_kinds(posters_dir):
         lines[line - 1] = fields.replace(old, new, 1)
 
     def image_of(line):
-        return images / (lines[line - 1].split(",")[0] + ".jpg")
+        return folder / (lines[line - 1].split(",")[0] + ".jpg")
 
     def replace(line, content):
         image_of(line).unlink()
@@ -148,8 +177,11 @@ def damage_of_25_kinds(posters_dir):
     replace(next(at), b"")
     whole = image_of(line := next(at)).read_bytes()
     replace(line, whole[: len(whole) // 2])
-    for kind in ("magic and junk", "text", "PNG", "CMYK", "turned by EXIF", "20000x20000"):
-        replace(next(at), test_posters.REFUSED[kind][0])
+    for kind in (
+        *("magic and junk", "text", "truncated PNG", "cut, with an end"),
+        *("bytes lost in the middle", "20000x20000"),
+    ):
+        replace(next(at), test_images.REFUSED[kind][0])
     line = next(at)
     image_of(line).unlink()
     image_of(line).mkdir()

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
 
 from export import clients
-from tests import conftest, stand_in_server
+from poster_tfds import images
+from tests import conftest, stand_in_server, test_images
+from tests.test_preprocessing import make_jpeg
 
 SERVE = {"rest": stand_in_server.serve_rest, "grpc": stand_in_server.serve_grpc}
 
@@ -22,8 +24,8 @@ def version(export_dir):
     return export_dir / "1"
 
 
-@pytest.fixture
-def images(synthetic_posters):
+@pytest.fixture(name="images")
+def posters_bytes(synthetic_posters):
     posters = [synthetic_posters / "Images" / f"synthetic{i:07}.jpg" for i in range(5)]
     return [poster.read_bytes() for poster in posters]
 
@@ -110,7 +112,7 @@ def test_a_folder_a_list_and_a_bad_file_go_through_a_server(
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(records) == 14
     assert [r["poster"] for r in records if "error" in r] == [str(folder / "bad.jpg"), "none.jpg"]
-    assert f"{folder / 'bad.jpg'}: neither a JPEG nor a PNG" in result.stderr
+    assert f"{folder / 'bad.jpg'}: not an image that can be read" in result.stderr
     assert "none.jpg: No such file" in result.stderr
     rows = list(csv.DictReader(io.StringIO(table)))
     assert len(rows) == 12 * 3 + 2
@@ -120,10 +122,44 @@ def test_a_folder_a_list_and_a_bad_file_go_through_a_server(
             assert genres[record["poster"], genre] == pytest.approx(score, abs=1e-6)
 
 
+def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_path, wire):
+    picture = test_images.PICTURE
+    files = {
+        "a.png": test_images.encode(picture, "PNG"),
+        "b.webp": test_images.encode(picture, "WEBP", lossless=True),
+        "c.GIF": test_images.TWO_FRAMES,
+        "d.jpg": make_jpeg(60, 80, mode="CMYK"),
+        "e.jpg": test_images.turned(6),
+        "f.bmp": test_images.encode(picture, "BMP"),
+        "g.tiff": test_images.encode(picture, "TIFF"),
+        "h.jpg": test_images.JPEG,
+        "i.png": test_images.encode(picture, "PNG", icc_profile=test_images.swapped_profile()),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.jpg").write_bytes(test_images.cut_ended(test_images.LARGE))
+    posters = list(clients.find_posters([tmp_path], None))
+    stored = [images.as_stored(content).jpeg for content in files.values()]
+    with wire("posters", stand_in_server.Model(version)) as address:
+        for client in (clients.connect(address, "posters", 60), clients.SavedModelClient(version)):
+            answers = dict(clients.ask_all(client, posters, len(posters), 1))
+            assert answers.pop(tmp_path / "z.jpg").error.startswith("the JPEG is damaged inside")
+            assert list(answers) == [tmp_path / name for name in files]
+            assert list(answers.values()) == client.ask(stored)
+
+
+def test_larger_posters_are_reduced_as_the_dataset_did(version, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(test_images.LARGE)
+    client = clients.SavedModelClient(version)
+    ((_, answer),) = clients.ask_all(client, [tmp_path / "a.jpg"], 1, 1, max_side=100)
+    assert [answer] == client.ask([images.as_stored(test_images.LARGE, 100).jpeg])
+    assert [answer] != client.ask([test_images.LARGE])
+
+
 def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
     """However many there are: a client that counts shows how far the reading is ahead."""
     poster = tmp_path / "poster.jpg"
-    poster.write_bytes(b"poster")
+    poster.write_bytes(test_images.JPEG)
     taken = 0
 
     def posters():

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from export import saved_model, serving_model
+from export import loading, saved_model
 from tests import conftest, test_preprocessing
 from trainer import config, steps
 from trainer.data import pipeline, splits
@@ -154,14 +154,29 @@ def test_a_model_that_answers_otherwise_is_not_published(
 
 def test_low_limits_leave_images_to_check_the_export_with(run_dir, tmp_path):
     """The synthetic posters are of 90x131 pixels and more."""
-    limits = serving_model.Limits(max_pixels=97 * 51)
+    limits = loading.Limits(max_pixels=97 * 51)
     version = saved_model.export_saved_model(run_dir, tmp_path, limits=limits)
     assert (version / "saved_model.pb").exists()
     with pytest.raises(config.UsageError, match="--max_image_pixels=100: these refuse every"):
-        saved_model.export_saved_model(
-            run_dir, tmp_path, limits=serving_model.Limits(max_pixels=100)
-        )
+        saved_model.export_saved_model(run_dir, tmp_path, limits=loading.Limits(max_pixels=100))
     assert saved_model.published_versions(tmp_path) == [1]
+
+
+def test_the_side_to_which_the_dataset_reduced_is_a_limit(run_dir, data_dir, tmp_path):
+    """The run and its dataset, as if this had been built with `max_side`."""
+    shutil.copytree(data_dir / "poster_tfds", tmp_path / "data" / "poster_tfds")
+    metadata = tmp_path / "data/poster_tfds/synthetic/1.0.0/metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "max_side": 150}))
+    shutil.copytree(run_dir, tmp_path / "run")
+    settings = tmp_path / "run" / "config.json"
+    settings.write_text(settings.read_text().replace(str(data_dir), str(tmp_path / "data")))
+    version = saved_model.export_saved_model(tmp_path / "run", tmp_path / "exports")
+    answer = serve(
+        version, [test_preprocessing.make_jpeg(100, 150), test_preprocessing.make_jpeg(100, 151)]
+    )
+    assert answer["ok"].tolist() == [True, False]
+    assert b"python -m export.predict --max_side=150" in answer["error"][1]
+    assert "No side of more than 150 pixels" in (version / "model_card.md").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--run_dir", "--export_dir"])
@@ -209,6 +224,6 @@ def test_predict_names_a_bad_poster_and_answers_for_the_others(
     good = synthetic_posters / "Images" / "synthetic0000000.jpg"
     result = predict(f"--model={export_dir}", bad, tmp_path / "none.jpg", good, check=False)
     assert result.returncode == 1
-    assert f"{bad}: does not decode" in result.stderr
+    assert f"{bad}: not an image that can be read" in result.stderr
     assert f"{tmp_path / 'none.jpg'}: No such file" in result.stderr
     assert len(result.stdout.splitlines()) == 1

@@ -1,0 +1,367 @@
+"""From the bytes of images to pixels in the graph of the exported model.
+
+Server-side batching joins the images of many clients, so an image that cannot be read
+must cost the others nothing: images are checked and decoded in `tf.data` pipelines inside
+the graph, which drop what fails. A batch in which every image looks like a whole, small
+JPEG is decoded together, which is fastest; any other, and one that deceives, image by image.
+
+An image's pixels are those of the poster that a dataset would store (`poster_tfds.images`);
+an image for which that cannot be done in a graph is refused.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from poster_tfds import images as images_lib
+from trainer.data import preprocessing
+
+(
+    LOADED,
+    _EMPTY,
+    _NOT_AN_IMAGE,
+    _TOO_MANY_BYTES,
+    _TOO_MANY_PIXELS,
+    _LARGER_THAN_STORED,
+    _CMYK,
+    _TURNED,
+    _UNUSUAL_PNG,
+    _DAMAGED,
+    _NOT_DECODED,
+) = range(11)
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_MAX_CHANNELS = 3  # Of a JPEG; more are CMYK.
+_SCAN = b"\xff\xda"
+_TURN_OF_EXIF = f"{images_lib.EXIF}\\C*?{images_lib.TURN}"  # \C is RE2's name of any byte.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_SIDES, _PNG_BITS, _PNG_COLOURS = 16, 24, 25  # Where a PNG has them.
+_PNG_ALPHA = 4  # The bit of its colours' kind that says so.
+_PNG_CONVERTED = "iCCP|eXIf|Raw profile type|XML:com.adobe.xmp"  # Chunks that change the picture.
+_PNG_TRANSPARENCY = "tRNS"
+_BLACK = np.zeros([1, 1, 3], np.uint8)  # In the place of an image that is not decoded.
+_NO_DATA = 128  # The level of what libjpeg fills in where a JPEG's data end too early.
+_FILLER = bytes(range(1, 255)) * 4  # Data without a marker.
+_PARALLEL_CALLS = 4  # Threads are the server's; more calls than cores wait at no cost.
+
+
+class Limits(NamedTuple):
+    """What an image may cost; it is refused by its header beyond that.
+
+    Attributes:
+        max_bytes: of the file.
+        max_pixels: of the picture.
+        max_side: of the picture, in pixels, where the dataset's posters were reduced; 0: none.
+    """
+
+    max_bytes: int = 32_000_000
+    max_pixels: int = 25_000_000
+    max_side: int = 0
+
+
+# Of an image that is decoded together with others, ten at a time: at the default limits they take
+# less memory than `_PARALLEL_CALLS` of the largest.
+_SMALL = Limits(max_bytes=1 << 20, max_pixels=1 << 22)
+
+
+class ImageLoader:
+    """Decodes and resizes images, row by row: what becomes of one never depends on another."""
+
+    def __init__(self, image_size: int, limits: Limits):
+        """Prepares to load.
+
+        Args:
+            image_size: S, the side of the result in pixels.
+            limits: what an image may cost.
+        """
+        self._image_size = image_size
+        self._limits = limits
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why an image was not loaded, in words, by its status; "" for `LOADED`."""
+        convert = "send a JPEG, or ask with `python -m export.predict`, which converts"
+        max_side = self._limits.max_side
+        reasons = {
+            LOADED: "",
+            _EMPTY: "empty",
+            _NOT_AN_IMAGE: f"neither a JPEG nor a PNG; {convert}",
+            _TOO_MANY_BYTES: f"more than {self._limits.max_bytes} bytes",
+            _TOO_MANY_PIXELS: f"more than {self._limits.max_pixels} pixels",
+            _LARGER_THAN_STORED: f"a side of more than {max_side} pixels, to which the dataset's "
+            f"posters are reduced; `python -m export.predict --max_side={max_side}` reduces it",
+            _CMYK: f"its colours are CMYK; {convert}",
+            _TURNED: f"its EXIF data ask for a turn; {convert}",
+            _UNUSUAL_PNG: "a PNG with a colour profile, EXIF data or a transparent colour of 16 "
+            f"bits; {convert}",
+            _DAMAGED: "damaged: its data end too early",
+            _NOT_DECODED: "does not decode",
+        }
+        return [reasons[status] for status in sorted(reasons)]
+
+    def load(
+        self, inputs: tf.Tensor, unpack: Callable | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Decodes what can be decoded.
+
+        Args:
+            inputs: string [N].
+            unpack: what makes an image file's bytes of an element, if it is not one.
+
+        Returns:
+            `LOADED` or another status for each, int32 [N], and uint8 [N, S, S, 3], black if not
+            loaded.
+        """
+        if unpack:
+            return self._check_damage(inputs, unpack, *self._load_each(inputs, unpack))
+        plain = tf.reduce_all(
+            (tf.strings.length(inputs) <= self._limits.max_bytes) & ~_ask_for_a_turn(inputs)
+        )
+        status, pixels = tf.cond(
+            plain & (tf.size(inputs) == 1),
+            lambda: self._load_one(inputs),
+            lambda: self._load_together(inputs, plain),
+        )
+        return self._check_damage(inputs, tf.identity, status, pixels)
+
+    def _load_one(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads the only image, which has few enough bytes and asks for no turn."""
+        none = np.zeros([0, 0, 3], np.uint8)
+        image = _decoded_or(none, inputs[0], lambda image: _decode_jpeg(image, self._limits))
+        # Resized outside: a pipeline prepares its functions anew at each call, so that every
+        # operation in them costs more than one here.
+        return tf.cond(
+            tf.size(image) > 0,
+            lambda: (tf.constant([LOADED]), preprocessing.resize(image, self._image_size)[None]),
+            lambda: self._load_each(inputs),
+        )
+
+    def _load_together(self, inputs: tf.Tensor, plain: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads images as one element of a pipeline, or as many if that fails."""
+        limits = self._limits._replace(
+            max_bytes=min(self._limits.max_bytes, _SMALL.max_bytes),
+            max_pixels=min(self._limits.max_pixels, _SMALL.max_pixels),
+        )
+        shape = [self._image_size, self._image_size, 3]
+
+        def decode_all(images):
+            return tf.map_fn(
+                lambda image: preprocessing.resize(_decode_jpeg(image, limits), shape[0]),
+                images,
+                fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+            )
+
+        none = tf.zeros([0, *shape], tf.uint8)
+        pixels = tf.cond(
+            plain & tf.reduce_all(_look_like_jpegs(inputs, limits.max_bytes)),
+            lambda: _decoded_or(none, inputs, decode_all),
+            lambda: none,
+        )
+        return tf.cond(
+            tf.shape(pixels)[0] == tf.size(inputs),
+            lambda: (tf.fill(tf.shape(inputs), LOADED), pixels),
+            lambda: self._load_each(inputs),
+        )
+
+    def _load_each(
+        self, inputs: tf.Tensor, unpack: Callable = tf.identity
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads any number of elements, each for itself."""
+        size = tf.size(inputs, out_type=tf.int64)
+
+        def load(row):
+            status, image = self._decode(unpack(inputs[row]))
+            return row, status, preprocessing.resize(image, self._image_size)
+
+        # One more, which stands for all that fail.
+        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
+        failed = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
+        loaded = (
+            tf.data.Dataset.range(size)
+            .map(load, _PARALLEL_CALLS)
+            .ignore_errors()
+            .concatenate(failed)
+            .batch(size + 1)
+        )
+        rows, status, pixels = _run(loaded)
+        num_loaded = tf.size(rows) - 1
+        positions = tf.tensor_scatter_nd_update(
+            tf.fill([size], num_loaded), rows[:-1, None], tf.range(num_loaded)
+        )
+        return tf.gather(status, positions), tf.gather(pixels, positions)
+
+    def _decode(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns an image's status, an int32 scalar, and uint8 [H, W, 3]; may raise an error."""
+        limits = self._limits
+        length = tf.strings.length(image)
+        is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
+        status = tf.where(_ask_for_a_turn(image), _TURNED, LOADED)
+        status = tf.where(is_png | _begins_as_jpeg(image), status, _NOT_AN_IMAGE)
+        status = tf.where(length > limits.max_bytes, _TOO_MANY_BYTES, status)
+        status = tf.where(length == 0, _EMPTY, status)
+
+        def read_header():
+            shape, usual = tf.cond(is_png, lambda: _png_header(image), lambda: _jpeg_header(image))
+            num_pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+            larger = bool(limits.max_side) & (tf.reduce_max(shape) > limits.max_side)
+            status = tf.where(usual, LOADED, tf.where(is_png, _UNUSUAL_PNG, _CMYK))
+            status = tf.where(larger, _LARGER_THAN_STORED, status)
+            return tf.where(num_pixels > limits.max_pixels, _TOO_MANY_PIXELS, status)
+
+        status = tf.cond(status == LOADED, read_header, lambda: status)
+        decoded = tf.cond(
+            status == LOADED,
+            lambda: tf.cond(
+                is_png, lambda: _decode_png(image), lambda: preprocessing.decode(image)
+            ),
+            lambda: tf.constant(_BLACK),
+        )
+        return status, decoded
+
+    def _check_damage(
+        self, inputs: tf.Tensor, unpack: Callable, status: tf.Tensor, pixels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Names JPEGs whose data end too early, of which TensorFlow says nothing.
+
+        Two kinds are suspect: with a last pixel as libjpeg fills it in, and with several scans, of
+        which some may be missing (progressive ones). They are decoded once more with a filler after
+        their data, which changes nothing of a whole picture.
+        """
+        filled_in = pixels[:, -1, -1, 0] == _NO_DATA
+        # What is between markers of scans, as (image, number of the part): at most three parts.
+        parts = tf.raw_ops.StringSplitV2(input=inputs, sep=_SCAN, maxsplit=2)
+
+        def check():
+            shape = tf.shape(inputs, tf.int64)
+            many_scans = tf.scatter_nd(parts.indices[:, :1], parts.indices[:, 1] == 2, shape)
+            suspect = (status == LOADED) & (filled_in | many_scans)
+            whole = self._find_whole(inputs, unpack, pixels, tf.where(suspect)[:, 0])
+            whole = tf.scatter_nd(whole[:, None], tf.ones_like(whole, tf.bool), shape)
+            damaged = suspect & ~whole
+            black = tf.constant(0, tf.uint8)
+            return (
+                tf.where(damaged, _DAMAGED, status),
+                tf.where(damaged[:, None, None, None], black, pixels),
+            )
+
+        return tf.cond(
+            tf.reduce_any(filled_in) | (parts.shape[1] > 2), check, lambda: (status, pixels)
+        )
+
+    def _find_whole(
+        self, inputs: tf.Tensor, unpack: Callable, pixels: tf.Tensor, rows: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns those of some rows, int64, whose pixels a filler does not change."""
+
+        def check(row):
+            image = unpack(inputs[row])
+
+            def is_same():
+                again = preprocessing.decode_and_resize(_add_filler(image), self._image_size)
+                return tf.reduce_all(again == pixels[row])
+
+            same = tf.cond(_begins_as_jpeg(image), is_same, lambda: True)
+            with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[row])]):
+                return tf.identity(row)
+
+        last = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
+        whole = (
+            tf.data.Dataset.from_tensor_slices(rows)
+            .map(check, _PARALLEL_CALLS)
+            .ignore_errors()
+            .concatenate(last)
+            .batch(tf.size(rows, out_type=tf.int64) + 1)
+        )
+        return _run(whole)[:-1]
+
+
+def _begins_as_jpeg(images: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(images, 0, len(_JPEG)) == _JPEG
+
+
+def _look_like_jpegs(images: tf.Tensor, max_bytes: int) -> tf.Tensor:
+    """Returns which images begin and end as a JPEG and have few enough bytes, bool [N]."""
+    length = tf.strings.length(images)
+    end = tf.strings.substr(images, tf.maximum(length - len(_JPEG_END), 0), length)
+    return _begins_as_jpeg(images) & (end == _JPEG_END) & (length <= max_bytes)
+
+
+def _ask_for_a_turn(images: tf.Tensor) -> tf.Tensor:
+    """Returns which images' EXIF data ask for a turn, or other data as the builder takes them."""
+    return _contains(tf.strings.substr(images, 0, images_lib.HEADER_BYTES), _TURN_OF_EXIF)
+
+
+def _contains(texts: tf.Tensor, pattern: str) -> tf.Tensor:
+    # A replacement begins to look at the pattern's first word; a match goes through every byte.
+    return tf.strings.regex_replace(texts, pattern, "", replace_global=False) != texts
+
+
+def _decode_jpeg(image: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """Returns uint8 [H, W, 3]; raises an error for what is no JPEG, beyond limits or CMYK."""
+    height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(image))
+    # A product might overflow.
+    usual = (channels <= _MAX_CHANNELS) & (height <= limits.max_pixels // width)
+    if limits.max_side:
+        usual &= tf.maximum(height, width) <= limits.max_side
+    # `tf.debugging.Assert` adds branches, which cost more than what they guard.
+    with tf.control_dependencies([tf.raw_ops.Assert(condition=usual, data=[height, width])]):
+        return preprocessing.decode(image)
+
+
+def _decode_png(image: tf.Tensor) -> tf.Tensor:
+    """Returns the pixels of the JPEG that `poster_tfds.images` makes of a PNG: uint8 [H, W, 3]."""
+
+    def on_white():
+        rgba = tf.cast(tf.io.decode_png(image, channels=4), tf.uint16)
+        rgb, alpha = rgba[..., :3], rgba[..., 3:]
+        # Divided by 255 and rounded as Pillow does it.
+        scaled = rgb * alpha + 255 * (255 - alpha) + 128
+        shift = tf.constant(8, tf.uint16)
+        scaled = tf.bitwise.right_shift(scaled + tf.bitwise.right_shift(scaled, shift), shift)
+        return tf.cast(scaled, tf.uint8)
+
+    # Of an image without transparency, TensorFlow makes one if a value has less than 8 bits.
+    rgb = tf.cond(_has_alpha(image), on_white, lambda: tf.io.decode_png(image, channels=3))
+    return preprocessing.decode(tf.io.encode_jpeg(rgb, quality=images_lib.JPEG_QUALITY))
+
+
+def _add_filler(jpeg: tf.Tensor) -> tf.Tensor:
+    """Returns a JPEG with more data before its end marker, and without what follows that."""
+    parts = tf.strings.split(jpeg, _JPEG_END)
+    return tf.strings.reduce_join(parts[:-1], separator=_JPEG_END) + _FILLER + _JPEG_END
+
+
+def _jpeg_header(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of a JPEG, and whether it is in colour or grey."""
+    shape = tf.io.extract_jpeg_shape(image)
+    return shape[:2], shape[2] <= _MAX_CHANNELS
+
+
+def _png_header(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of a PNG, and whether a graph converts it as Pillow does."""
+    sides = tf.strings.substr(image, _PNG_SIDES, 8)
+    sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
+    deep = tf.strings.substr(image, _PNG_BITS, 1) == b"\x10"
+    unusual = _contains(image, _PNG_CONVERTED) | (deep & _contains(image, _PNG_TRANSPARENCY))
+    return tf.reverse(tf.ensure_shape(sides, [2]), [0]), ~unusual
+
+
+def _has_alpha(png: tf.Tensor) -> tf.Tensor:
+    colours = tf.io.decode_raw(tf.strings.substr(png, _PNG_COLOURS, 1), tf.uint8)[0]
+    return (colours >= _PNG_ALPHA) | _contains(png, _PNG_TRANSPARENCY)
+
+
+def _decoded_or(default: tf.Tensor | np.ndarray, element: tf.Tensor, decode: Callable) -> tf.Tensor:
+    """Returns what `decode` makes of an element, or `default` if it raises an error."""
+    decoded = tf.data.Dataset.from_tensors(element).map(decode).ignore_errors()
+    return _run(decoded.concatenate(tf.data.Dataset.from_tensors(default)).take(1))
+
+
+def _run(dataset: tf.data.Dataset):
+    """Returns a dataset's only element."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    # They are sought anew at each call, and take longer than they save.
+    options.experimental_optimization.apply_default_optimizations = False
+    return dataset.with_options(options).get_single_element()
