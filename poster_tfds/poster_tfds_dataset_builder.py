@@ -1,4 +1,4 @@
-"""TFDS builder: a CSV of genres and a folder of JPEG posters -> sharded TFRecords."""
+"""TFDS builder: anyone's annotations and a folder of posters -> sharded TFRecords."""
 
 import collections
 import csv
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import re
 import sys
 from collections.abc import Iterator
 
@@ -17,14 +16,18 @@ from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import (
+    description,
     directory_lock,
     faults,
     first_seen,
+    origin,
     posters,
     source as source_lib,
     synthetic,
     user_errors,
 )
+from poster_tfds.annotations import folder
+from poster_tfds.settings import PosterConfig
 
 if "tensorflow_datasets.scripts.cli.main" in sys.modules:  # This is imported by `tfds build`.
     user_errors.install()
@@ -35,98 +38,6 @@ genres; the genres are the columns of the CSV from which the dataset is built.
 """
 _MIN_SHARDS = 16
 _MAX_SHARD_BYTES = 128 << 20
-# Types of settings, as they are called in JSON.
-_KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-
-
-@dataclasses.dataclass(eq=False)
-class PosterConfig(tfds.core.BuilderConfig):
-    """How a CSV and its posters become a dataset; every attribute can be given as JSON.
-
-    `tfds build poster_tfds --config='{"name": "mine", "split_seed": 1}'` builds the posters
-    of `--manual_dir` as `poster_tfds/mine`.
-
-    Attributes:
-        name: the dataset is then `poster_tfds/<name>`.
-        split: "hashed" (train, validation and test by a hash of the Id) or "reference"
-            (train and test as in the tutorial).
-        split_seed: changes which posters a hashed split takes.
-        validation_fraction: share of the posters in a hashed `validation`.
-        test_fraction: share of the posters in a hashed `test`.
-        drop_duplicates: leave out rows whose Id or whose poster's bytes came before.
-        on_error: "fail" (name every fault and build nothing) or "skip" (build the rest
-            and write `rejected.csv`).
-        on_damage: "fail" (a JPEG of which libjpeg says that data are missing or wrong inside has a
-            fault) or "keep" (it is taken, and counted).
-        max_side: larger posters are reduced until their longer side has so many pixels; 0: none is.
-        num_synthetic: how many posters to draw; 0 reads them from `--manual_dir`.
-    """
-
-    name: str = ""
-    split: str = "hashed"
-    split_seed: int = 0
-    validation_fraction: float = 0.15
-    test_fraction: float = 0.15
-    drop_duplicates: bool = True
-    on_error: str = "fail"
-    on_damage: str = "fail"
-    max_side: int = 0
-    num_synthetic: int = 0
-
-    def __new__(cls, *_, **settings):
-        """Checks the names of the settings, which TFDS takes from the JSON as they are.
-
-        Raises:
-            faults.UserError: there is no setting of this name.
-        """
-        for name in settings.keys() - {field.name for field in dataclasses.fields(cls)}:
-            raise faults.UserError(
-                f"--config: there is no setting {name!r}; there are "
-                f"{', '.join(cls.__annotations__)}."
-            )
-        return super().__new__(cls)
-
-    def __post_init__(self):
-        """Checks the values.
-
-        Raises:
-            faults.UserError: a value cannot be used; the message names it.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in _KINDS and not self._is_of_kind(value, field.type):
-                raise faults.UserError(
-                    f"--config: {field.name} is {value!r}; it must be {_KINDS[field.type]}."
-                )
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise faults.UserError(
-                f"--config: name is {self.name!r}; it must be of letters, digits, '_', '-' and '.'."
-            )
-        for name, choices in (
-            ("split", ("hashed", "reference")),
-            ("on_error", ("fail", "skip")),
-            ("on_damage", ("fail", "keep")),
-        ):
-            if getattr(self, name) not in choices:
-                raise faults.UserError(
-                    f"--config: {name} is {getattr(self, name)!r}, not of {choices}."
-                )
-        if self.max_side < 0:
-            raise faults.UserError(
-                f"--config: max_side is {self.max_side}; give pixels, or 0 for none."
-            )
-        fractions = (self.validation_fraction, self.test_fraction)
-        if not (min(fractions) >= 0 and sum(fractions) < 1):
-            raise faults.UserError(
-                "--config: validation_fraction and test_fraction must leave a part for train; "
-                f"they are {fractions}."
-            )
-
-    @staticmethod
-    def _is_of_kind(value, kind: type) -> bool:
-        if isinstance(value, bool):  # Which is an int too.
-            return kind is bool
-        return isinstance(value, (int, float) if kind is float else kind)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -140,8 +51,8 @@ Fetch the posters and name their folder with --manual_dir:
   git clone https://github.com/laxmimerit/Movies-Poster_Dataset
   tfds build poster_tfds --config=imdb --manual_dir=Movies-Poster_Dataset
 
-The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre) and
-`Images/<Id>.jpg`.
+The folder holds `train.csv`, which names a poster and its genres in each row, and
+`Images/<Id>.jpg`. What else can be read: python -m poster_tfds.look FOLDER
 """
     BUILDER_CONFIGS = [  # noqa: RUF012
         PosterConfig(
@@ -163,6 +74,25 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             num_synthetic=600,
         ),
     ]
+
+    def __init__(self, *, config=None, **kwargs):
+        """As TFDS's, for a configuration's name or a `PosterConfig`.
+
+        Raises:
+            faults.UserError: there is no such configuration, or its name is a built-in one's.
+        """
+        builtin = {known.name: known for known in self.BUILDER_CONFIGS}
+        if isinstance(config, str) and config.partition(":")[0] not in builtin:
+            raise faults.UserError(
+                f"--config: there is no configuration {config!r}, only {', '.join(builtin)}. Give "
+                f"""one of your own as JSON, --config='{{"name": "{config}"}}'."""
+            )
+        if isinstance(config, PosterConfig) and config is not builtin.get(config.name, config):
+            raise faults.UserError(
+                f'--config: "{config.name}" is a built-in configuration with settings of its own. '
+                f"""Give yours another name, as --config='{{"name": "my_{config.name}"}}'."""
+            )
+        super().__init__(config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         # The package's README is a reference, not a description.
@@ -189,9 +119,9 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         One that is built already is left as it is, unless it is to be overwritten.
 
         Raises:
-            faults.PosterDataError: the CSV or the posters have faults; it names them.
-            faults.UserError: there are no posters, or another process is building this
-                configuration.
+            faults.PosterDataError: the annotations or the posters have faults; it names them.
+            faults.UserError: the annotations cannot be understood, or what is built already is
+                from others; or another process is building this configuration.
         """
         build = functools.partial(
             super().download_and_prepare, download_config=download_config, **kwargs
@@ -199,6 +129,8 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         if self.is_prepared() and not (
             download_config and download_config.download_mode.overwrite_dataset
         ):
+            if download_config and download_config.manual_dir:
+                origin.check_unchanged(self, epath.Path(download_config.manual_dir).expanduser())
             return build()
         directory = epath.Path(self.data_path).parent
         with directory_lock.hold(directory) as held:
@@ -206,18 +138,6 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             for leftover in directory.glob("incomplete.*") if held else ():
                 leftover.rmtree()
             build()
-
-    def _create_builder_config(self, builder_config, version):
-        try:
-            return super()._create_builder_config(builder_config, version)
-        except ValueError as error:
-            name = getattr(builder_config, "name", None)  # Of one that JSON describes.
-            problem = f"{name!r} is one of its own" if name else f"there is no {builder_config!r}"
-            raise faults.UserError(
-                f"The configurations of {self.name} are {', '.join(self.builder_configs)}; "
-                f"{problem}. Posters of your own take any other name: "
-                """--config='{"name": "mine"}'."""
-            ) from error
 
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
@@ -231,6 +151,7 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
             converted=self._counts["converted"],
             damaged=self._counts["damaged"],
             max_side=self.builder_config.max_side,
+            origin=origin.describe(self._source_dir(dl_manager), self.builder_config),
         )
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
@@ -311,12 +232,13 @@ The folder holds `train.csv` (columns Id, Genre and a 0/1 column for each genre)
         )
 
     def _open_source(self, dl_manager) -> None:
-        directory = self._source_dir(dl_manager)
-        if not (directory / "train.csv").exists():
-            raise faults.UserError(
-                f"No {directory / 'train.csv'}.\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
-            )
-        self._source = source_lib.PosterSource(directory, self.builder_config)
+        try:
+            directory = self._source_dir(dl_manager)
+            self._source = source_lib.PosterSource(directory, self.builder_config)
+        except folder.NoAnnotationsError as error:
+            message = f"{error}\n{self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            raise faults.UserError(message) from None
+        print("\n".join(description.in_words(description.describe(self._source))), flush=True)
         self.info.features["genres"].feature.names = self._source.genres
 
     def _source_dir(self, dl_manager) -> epath.Path:

@@ -9,17 +9,12 @@ from collections.abc import Iterable, Iterator
 import tensorflow as tf
 from etils import epath
 
-from poster_tfds import annotations as annotations_lib, faults, images
+from poster_tfds import annotations as annotations_lib, faults, image_files, images
 
 # Rows that are read as one task, and tasks ahead of the writer: enough to keep the cores busy, few
 # enough that memory does not depend on the size of the data.
 _CHUNK = 16
 _AHEAD = 32
-
-
-def poster_path(images_dir: epath.PathLike, poster_id: str) -> epath.Path:
-    """Returns where the JPEG of a poster stands."""
-    return epath.Path(images_dir) / f"{poster_id}.jpg"
 
 
 def read_one(
@@ -34,7 +29,7 @@ def read_one(
     """
     if isinstance(row, faults.Fault):
         return row
-    path = poster_path(images_dir, row.poster_id)
+    path = image_files.poster_path(images_dir, row)
     try:
         with path.open("rb") as file:
             image = file.read(images.MAX_BYTES + 1)

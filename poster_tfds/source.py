@@ -1,4 +1,4 @@
-"""A folder of posters with its CSV, as the rows of each split: what both engines read."""
+"""A folder of posters with its annotations, as the rows of each split: what both engines read."""
 
 import collections
 import hashlib
@@ -7,85 +7,125 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from poster_tfds import annotations as annotations_lib, faults, first_seen, splits
+from poster_tfds import annotations as annotations_lib, faults, image_files, repeated_ids, splits
+from poster_tfds.annotations import folder, rows as rows_lib, tables, understanding
+from poster_tfds.repeated_ids import Kind
 
 SPLITS = ("train", "validation", "test")
 
 
 class PosterSource:
-    """The rows of a CSV, each in its split.
+    """The rows of a file of annotations, each in its split.
 
-    The CSV is gone through once to count rows and to find Ids that stand there again; after
-    that rows are read as they are needed. Only the numbers of those that repeat an Id are held.
+    The file is gone through once to tell which column is what and once to count rows; after that
+    rows are read as they are needed. Ids are in a temporary file: memory does not grow with rows.
 
     Attributes:
-        csv_path: the CSV.
-        images_dir: the folder of the JPEGs.
-        genres: names of the genre columns, in the CSV's order.
+        table: the annotations.
+        understanding: which column is what.
+        images: the images.
+        genres: names, in the order of the 0/1 columns, else sorted.
+        genre_counts: how many posters of each genre there are.
         num_rows: split -> rows in it, repeated Ids left out if they are to be; splits
             without rows are missing.
         num_repeated: rows left out because their Id came before.
+        kind_counts: `Kind` -> rows of it.
     """
 
     def __init__(self, directory: epath.Path, config):
-        """Goes through the CSV.
+        """Goes through the annotations.
 
         Args:
-            directory: holds `train.csv` and `Images/`.
+            directory: of the posters.
             config: a `PosterConfig`.
 
         Raises:
-            faults.PosterDataError: the header cannot be used, or no row follows it.
+            faults.UserError: the annotations cannot be understood.
         """
-        self.csv_path = directory / "train.csv"
-        self.images_dir = directory / "Images"
-        self.genres = annotations_lib.read_genres(self.csv_path)
+        self.table = tables.open_table(
+            folder.find_annotations(directory, config.csv), config.encoding, config.separator
+        )
+        self.images = image_files.ImageFiles(folder.find_images(directory, config.images))
+        self.understanding = understanding.understand(self.table, config, self.images)
+        self.genres = list(self.understanding.genres)
         self._config = config
-        self._left_out, self._first_line_of_conflict = set(), {}
-        ids = first_seen.FirstSeen()
-        counts = collections.Counter()
-        for number, row in enumerate(annotations_lib.read_annotations(self.csv_path)):
-            if not isinstance(row, faults.Fault):
-                self._compare_with_first(number, row, ids)
-            if config.split == "hashed":
-                counts[self._hashed_split(row)] += number not in self._left_out
-        if config.split == "reference":
-            self._is_test = splits.reference_test_rows(number + 1)
-            is_test = np.delete(self._is_test, list(self._left_out))
-            counts.update(train=int((~is_test).sum()), test=int(is_test.sum()))
-        self.num_repeated = len(self._left_out)
-        self.num_rows = {name: counts[name] for name in SPLITS if counts[name]}
+        self._reader = rows_lib.RowReader(self.table, self.understanding, self.images)
+        self._ids = repeated_ids.RepeatedIds(may_group=self.understanding.single)
+        self._count()
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether posters have a row for each of their genres."""
+        return self._ids.is_grouped
+
+    @property
+    def csv_path(self) -> epath.Path:
+        """The file of annotations."""
+        return self.table.path
+
+    @property
+    def images_dir(self) -> epath.Path:
+        """The folder of the images."""
+        return self.images.directory
 
     def rows(self, *wanted: str) -> Iterator[annotations_lib.Annotation | faults.Fault]:
-        """Yields the rows of some splits, in the CSV's order."""
-        for number, row in enumerate(annotations_lib.read_annotations(self.csv_path)):
-            if number in self._left_out or self.split_of(number, row) not in wanted:
-                continue
-            first_line = self._first_line_of_conflict.get(number)
-            if first_line is not None:
-                reason = f"its Id stands on line {first_line} with other genres"
-                row = faults.Fault(row.line, row.poster_id, reason)
-            yield row
+        """Yields the rows of some splits, in the file's order."""
+        return (row for split, row in self.rows_with_split() if split in wanted)
 
-    def split_of(self, number: int, row: annotations_lib.Annotation | faults.Fault) -> str:
-        """Returns the split of row `number` (from 0)."""
-        if self._config.split == "reference":
-            return "test" if self._is_test[number] else "train"
-        return self._hashed_split(row)
+    def rows_with_split(self) -> Iterator[tuple[str, annotations_lib.Annotation | faults.Fault]]:
+        """Yields each row after its split, in the file's order."""
+        number = 0
+        for kind, row in zip(self._kinds, self._reader.read(), strict=True):
+            if kind not in self._left_out:
+                yield self._split_of(number, row), self._ids.complete(kind, row)
+            number += kind in self._numbered
 
-    def _compare_with_first(self, number: int, row, ids: first_seen.FirstSeen) -> None:
-        """Finds out whether row `number` is the first with its Id, and how it differs if not."""
-        first = ids.setdefault(row.poster_id, f"{row.line} {row.genres}")
-        first_line, first_genres = first.split(" ", 1)
-        if int(first_line) == row.line:
-            return
-        if first_genres != str(row.genres):
-            self._first_line_of_conflict[number] = int(first_line)
+    def _count(self) -> None:
+        """Finds rows whose Id came before, and counts rows and genres."""
+        rows = collections.Counter()  # By kind and split.
+        genres = {kind: collections.Counter() for kind in Kind}
+        self._kinds = bytearray()  # Of each row.
+        is_hashed = self._config.split == "hashed"
+        for row in self._reader.read():
+            kind = self._ids.add(row)
+            self._kinds.append(kind)
+            if kind != Kind.FAULTY:
+                genres[kind].update(row.genres)
+            if is_hashed:
+                rows[kind, self._split_of(0, row)] += 1
+        self._left_out, self._numbered = set(), set(Kind)
+        if self.is_grouped:
+            self._left_out = {Kind.SAME, Kind.PART}
+            self._numbered -= self._left_out
         elif self._config.drop_duplicates:
-            self._left_out.add(number)
+            self._left_out = {Kind.SAME}
+        if not is_hashed:
+            rows = self._count_reference(np.frombuffer(self._kinds, np.uint8))
+        counts, self.kind_counts = collections.Counter(), collections.Counter()
+        for (kind, split), count in rows.items():
+            counts[split] += count * (kind not in self._left_out)
+            self.kind_counts[kind] += count
+        self.num_rows = {name: counts[name] for name in SPLITS if counts[name]}
+        self.num_repeated = self.kind_counts[Kind.SAME] * (Kind.SAME in self._left_out)
+        counted = [genres[kind] for kind in {*Kind} - self._left_out - {Kind.CONTRARY}]
+        counted += [genres[Kind.PART]] * self.is_grouped
+        self.genre_counts = [sum(c[i] for c in counted) for i in range(len(self.genres))]
 
-    def _hashed_split(self, row) -> str:
+    def _count_reference(self, kinds: np.ndarray) -> collections.Counter:
+        """Returns how many rows there are of each kind and split, and keeps the split."""
+        numbered = kinds[np.isin(kinds, list(self._numbered))]
+        self._is_test = splits.reference_test_rows(len(numbered))
+        rows = collections.Counter()
+        for split, is_in_split in (("train", ~self._is_test), ("test", self._is_test)):
+            for kind, count in enumerate(np.bincount(numbered[is_in_split]).tolist()):
+                rows[Kind(kind), split] += count
+        return rows
+
+    def _split_of(self, number: int, row: annotations_lib.Annotation | faults.Fault) -> str:
+        """Returns the split of row `number` (from 0)."""
         config = self._config
+        if config.split == "reference":
+            return "test" if self._is_test[number] else "train"
         return splits.hashed_split(
             row.poster_id, config.split_seed, config.validation_fraction, config.test_fraction
         )

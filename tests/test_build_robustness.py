@@ -154,7 +154,7 @@ def damage_of_25_kinds(posters_dir):
     at = iter(expected)
     change(next(at), ",0", ",2")
     change(next(at), ",0", ",-1")
-    change(next(at), ",0", ",1.0")
+    change(next(at), ",0", ",1.5")
     change(next(at), ",0,", ",,")
     line = next(at)
     lines[line - 1] += ",0"
@@ -164,7 +164,7 @@ def damage_of_25_kinds(posters_dir):
     change(next(at), "['", "('")
     line = next(at)
     lines[line - 1] = "," + lines[line - 1].split(",", 1)[1]
-    change(next(at), "tt", " tt")
+    change(next(at), "tt", "Posters/tt")
     change(next(at), "tt", "../tt")
     change(next(at), "tt", "a/tt")
     line = next(at)  # The Id of line 2 with other genres.
