@@ -11,6 +11,9 @@ import tensorflow_datasets as tfds
 from poster_tfds import dataset_statistics
 from poster_tfds.pages import rendering
 
+# Of the dataset's metadata: rows and posters that were not taken as they came.
+_COUNTS = ("rejected", "duplicates", "converted", "damaged")
+
 
 class Plot(NamedTuple):
     """A picture of the page."""
@@ -33,12 +36,15 @@ def make_tables(
     """Returns the tables of the page by their headings; those without a row are left out."""
     splits = dataset_statistics.describe_splits(statistics)
     splits.insert(2, "shards", [builder.info.splits[name].num_shards for name in splits.index])
-    left_out = pd.DataFrame({"rows": dict(builder.info.metadata or {})})
+    metadata = builder.info.metadata or {}
+    left_out = pd.DataFrame(
+        {"rows": {name: metadata[name] for name in _COUNTS if name in metadata}}
+    )
     tables = {
         "Splits": splits,
         "Leaks between splits": dataset_statistics.find_leaks(statistics),
         "Genres": dataset_statistics.genre_shares(statistics),
-        "Left out": left_out.rename_axis("left out while building"),
+        "Not taken as they came": left_out.rename_axis("while building"),
     }
     return {heading: table for heading, table in tables.items() if len(table)}
 

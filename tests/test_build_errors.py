@@ -23,15 +23,18 @@ def test_a_folder_that_is_not_there_ends_the_build_in_one_message(tmp_path):
     folder = tmp_path / "nowhere"
     message = build_command_fails(tmp_path, "--config=imdb", f"--manual_dir={folder}")
     assert f"Manual directory {folder} does not exist or is empty" in message
-    assert message.rstrip().endswith("`Images/<Id>.jpg`.")
+    assert message.rstrip().endswith("python -m poster_tfds.look FOLDER")
 
 
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
         ('{"name": "mine", ', '--config={"name": "mine", : the JSON is not well-formed ('),
-        ('{"name": "mine", "splt": "hashed"}', "--config: there is no setting 'splt'; there are"),
-        ("imbd", "there is no 'imbd'. Posters of your own take any other name"),
+        (
+            '{"name": "mine", "splt": "hashed"}',
+            '--config: there is no setting "splt". Did you mean "split"?',
+        ),
+        ("imbd", "there is no configuration 'imbd', only imdb, imdb_clean, synthetic."),
     ],
 )
 def test_a_configuration_that_cannot_be_ends_the_build_in_one_message(value, complaint, tmp_path):
@@ -41,12 +44,12 @@ def test_a_configuration_that_cannot_be_ends_the_build_in_one_message(value, com
 
 def test_several_processes_hand_the_message_on(tmp_path):
     """One that cannot be pickled would have `tfds build` wait for ever."""
-    (tmp_path / "posters").mkdir()
-    (tmp_path / "posters" / "train.csv").write_text("Id,Noir\n")
+    (tmp_path / "posters" / "Images").mkdir(parents=True)
+    (tmp_path / "posters" / "train.csv").write_text("Id,Noir\na,2\n")
     message = build_command_fails(
         tmp_path, "--config=imdb", f"--manual_dir={tmp_path / 'posters'}", "--num_processes=2"
     )
-    assert "line 1: the column `Genre` is missing" in message
+    assert "`Noir` is '2'; it must be 0 or 1" in message or "genre_columns" in message
     fault = faults.Fault(3, "a", "broken")
     for error in (
         faults.PosterDataError("train.csv", [fault]),
@@ -82,16 +85,17 @@ def test_an_error_that_is_not_the_users_shows_where_it_is(statement):
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({}, "name is ''; it must be of letters, digits"),
-        ({"name": "a/b"}, "name is 'a/b'; it must be of letters, digits"),
-        ({"name": ".."}, "name is '..'; it must be of letters, digits"),
-        ({"name": 7}, "name is 7; it must be text"),
-        ({"name": "mine", "test_fraction": "0.2"}, "test_fraction is '0.2'; it must be a number"),
-        ({"name": "mine", "test_fraction": True}, "test_fraction is True; it must be a number"),
-        ({"name": "mine", "test_fraction": float("nan")}, "must leave a part for train"),
-        ({"name": "mine", "split_seed": 1.5}, "split_seed is 1.5; it must be a whole number"),
-        ({"name": "mine", "drop_duplicates": 1}, "drop_duplicates is 1; it must be true or false"),
-        ({"name": "mine", "seed": 1}, "there is no setting 'seed'; there are name, split,"),
+        ({}, '"name" is missing. Give the dataset one of your own'),
+        ({"name": "a/b"}, '"name" is "a/b"; it must be one of letters, digits'),
+        ({"name": ".."}, '"name" is ".."; it must be one of letters, digits'),
+        ({"name": 7}, '"name" is 7; it must be one of letters, digits'),
+        ({"name": "mine", "test_fraction": "0.2"}, '"test_fraction" is "0.2"; it must be a number'),
+        ({"name": "mine", "test_fraction": True}, '"test_fraction" is true; it must be a number'),
+        ({"name": "mine", "test_fraction": float("nan")}, '"test_fraction" is NaN; it must be a'),
+        ({"name": "mine", "test_fraction": 1}, "must leave a part for train"),
+        ({"name": "mine", "split_seed": 1.5}, '"split_seed" is 1.5; it must be a whole number'),
+        ({"name": "mine", "drop_duplicates": "false"}, "it must be true or false, without quotes"),
+        ({"name": "mine", "seed": 1}, 'there is no setting "seed"'),
     ],
 )
 def test_settings_of_the_wrong_name_or_kind_are_refused_by_name(setting, complaint):
@@ -100,5 +104,5 @@ def test_settings_of_the_wrong_name_or_kind_are_refused_by_name(setting, complai
 
 
 def test_a_configuration_of_a_name_that_is_taken_is_refused(tmp_path):
-    with pytest.raises(faults.UserError, match="'imdb' is one of its own"):
+    with pytest.raises(faults.UserError, match='"imdb" is a built-in configuration with settings'):
         conftest.build(None, tmp_path, {"name": "imdb"})
