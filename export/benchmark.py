@@ -14,6 +14,8 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
+import tqdm
 from absl import flags
 
 from trainer import command_line, config as config_lib
@@ -68,7 +70,7 @@ def main(arguments: list[str]) -> None:
         "CNN alone": tf.function(lambda pixels: model(pixels, training=False)),
     }
     paths = sorted(pathlib.Path(_POSTERS.value).glob("*.jpg"))
-    print(f"{'batch':<8}" + "".join(f"{name:>12}" for name in stages) + "   ms an image")
+    rows = {}
     for batch_size in map(int, _BATCH_SIZES.value):
         images = [path.read_bytes() for path in itertools.islice(paths, batch_size)]
         if len(images) < batch_size:
@@ -81,17 +83,22 @@ def main(arguments: list[str]) -> None:
             "CNN alone": decode_all(batch),
         }
         taken = {name: [] for name in stages}
-        for name in list(stages) * _TURNS:
+        for name in tqdm.tqdm(
+            list(stages) * _TURNS,
+            f"batches of {batch_size}",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ):
             taken[name] += _time_calls(stages[name], inputs[name], _SECONDS.value / _TURNS)
         milliseconds = {
             name: 1e3 * np.percentile(seconds, 10) / batch_size for name, seconds in taken.items()
         }
-        print(
-            f"{batch_size:<8}"
-            + "".join(f"{value:>12.2f}" for value in milliseconds.values())
-            + f"   contained / map_fn {milliseconds['contained'] / milliseconds['map_fn']:.2f}, "
-            f"signature / CNN {milliseconds['signature'] / milliseconds['CNN alone']:.2f}"
-        )
+        rows[batch_size] = milliseconds | {
+            "contained / map_fn": milliseconds["contained"] / milliseconds["map_fn"],
+            "signature / CNN": milliseconds["signature"] / milliseconds["CNN alone"],
+        }
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("batch")
+    print(f"Milliseconds an image:\n\n{table.to_string(float_format='{:.2f}'.format)}")
 
 
 def _time_calls(function, inputs, seconds: float) -> list[float]:

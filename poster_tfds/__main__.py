@@ -1,4 +1,4 @@
-"""Prints what a built dataset holds and writes it as a page.
+"""Prints what a built dataset contains and writes it as a page.
 
     python -m poster_tfds --data_dir=data --config=imdb
 
@@ -42,13 +42,20 @@ def main(argv: list[str]) -> None:
     directory = pathlib.Path(
         _OUTPUT_DIR.value or pathlib.Path(_DATA_DIR.value) / "pages" / _CONFIG.value
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, plot in dataset_page.make_plots(statistics).items():
-        png = rendering.plot(plot.draw, plot.size, "png")
-        (directory / f"{name}.png").write_bytes(png)
-    page = directory / "dataset.html"
-    page.write_text(dataset_page.render(builder, statistics), encoding="utf-8")
-    print(f"\nWrote {page}")
+    files = {
+        f"{name}.png": rendering.plot(plot.draw, plot.size, "png")
+        for name, plot in dataset_page.make_plots(statistics).items()
+    }
+    files["dataset.html"] = dataset_page.render(builder, statistics).encode()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary = directory / f".{name}.incomplete"
+            temporary.write_bytes(content)
+            temporary.replace(directory / name)
+    except OSError as error:
+        sys.exit(f"--output_dir={directory} could not be written: {error.strerror}.")
+    print(f"\nWrote {directory / 'dataset.html'}")
 
 
 if __name__ == "__main__":

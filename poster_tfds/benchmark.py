@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import pandas as pd
 import PIL.Image
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -74,14 +75,11 @@ def main(argv: list[str]) -> None:
                 task(directory)
                 seconds = time.perf_counter() - start
                 best[name] = min(best[name], (seconds, time.process_time() - cpu_start))
-    floor = max(best["decode all"][0], best["copy all"][0])
+    table = pd.DataFrame.from_dict(best, orient="index", columns=["seconds", "CPU seconds"])
+    table["posters/s"] = (len(paths) / table["seconds"]).round().astype(int)
+    table["of the floor"] = table["seconds"] / table["seconds"].drop("build").max()
     print(f"{len(paths)} posters, {num_bytes / 1e6:.0f} MB, {len(os.sched_getaffinity(0))} cores")
-    print(f"{'':<12}{'seconds':>10}{'CPU seconds':>14}{'posters/s':>12}{'of the floor':>14}")
-    for name, (seconds, cpu) in best.items():
-        print(
-            f"{name:<12}{seconds:>10.2f}{cpu:>14.2f}{len(paths) / seconds:>12.0f}"
-            f"{seconds / floor:>14.2f}"
-        )
+    print(table.to_string(float_format="{:.2f}".format))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"peak memory {peak / 1e9:.2f} GB")
 

@@ -71,7 +71,7 @@ def make_plots(statistics: dataset_statistics.Statistics) -> dict[str, Plot]:
         pairs = statistics.together.to_numpy()
         shares = pairs / np.maximum(np.diag(pairs), 1)[:, None]
         np.fill_diagonal(shares, np.nan)
-        image = axes.imshow(shares, cmap="viridis", vmin=0)
+        image = axes.imshow(shares, cmap="Blues", vmin=0)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.figure.colorbar(image, label="share of the row's posters")

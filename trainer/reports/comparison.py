@@ -120,7 +120,7 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     for name, form in forms.items():
         table[name] = [
             f"{mean:{form}}" if np.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"
-            for mean, deviation in of_groups[name].agg(["mean", "std"]).to_numpy()
+            for mean, deviation in _mean_and_deviation(of_groups[name])
         ]
     constant = groups[0][0].score
     table.loc["constant predictor"] = ""
@@ -129,6 +129,12 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     ]
     headings = {**_SCORES, "minutes": "minutes to train", "speed": "img/s in training"}
     return table.rename(columns=headings)
+
+
+def _mean_and_deviation(of_groups) -> np.ndarray:
+    """Returns mean and sample standard deviation of each group, NaN where a seed has no score."""
+    functions = [lambda values: values.mean(skipna=False), lambda values: values.std(skipna=False)]
+    return np.stack([of_groups.agg(function).to_numpy(float) for function in functions], axis=1)
 
 
 def format_markdown(groups: Sequence[Sequence[Run]]) -> str:
