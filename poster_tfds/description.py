@@ -27,6 +27,7 @@ def describe(source: source_lib.PosterSource) -> dict:
         "repeated": source.kind_counts[Kind.SAME],
         "images_dir": str(source.images_dir),
         "images": source.images.num_files,
+        "farthest_share": _farthest_share(source),
         "genres": dict(zip(source.genres, source.genre_counts, strict=True)),
     }
 
@@ -45,7 +46,24 @@ def in_words(facts: dict) -> list[str]:
         f"{facts['images']} images",
         f"  {_genres_in_words(facts)}: {_some(list(facts['genres']))}",
     ]
-    return lines + [f"  left out: {left_out}"] * bool(left_out)
+    lines += [f"  left out: {left_out}"] * bool(left_out)
+    if share := facts["farthest_share"]:
+        lines.append(
+            f"  stratified; the genre farthest from its share is {share['genre']}, in "
+            f"{share['split']}: {share['wanted']:.1%} wanted, {share['got']:.1%} got, of "
+            f"{share['num_posters']} posters"
+        )
+    return lines
+
+
+def _farthest_share(source: source_lib.PosterSource) -> dict | None:
+    if not (share := source.farthest_share):
+        return None
+    return {
+        **share._asdict(),
+        "genre": source.genres[share.genre],
+        "split": source_lib.SPLITS[share.split],
+    }
 
 
 def _genres_in_words(facts: dict) -> str:

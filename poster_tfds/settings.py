@@ -33,11 +33,12 @@ class PosterConfig(tfds.core.BuilderConfig):
 
     Attributes:
         name: the dataset is then `poster_tfds/<name>`.
-        split: "hashed" (train, validation and test by a hash of the Id) or "reference"
+        split: "hashed" (train, validation and test by a hash of the Id), "stratified" (the same,
+            with each genre shared out as nearly as can be; for small sets) or "reference"
             (train and test as in the tutorial).
-        split_seed: changes which posters a hashed split takes.
-        validation_fraction: share of the posters in a hashed `validation`.
-        test_fraction: share of the posters in a hashed `test`.
+        split_seed: changes which posters a hashed or stratified split takes.
+        validation_fraction: share of the posters in a hashed or stratified `validation`.
+        test_fraction: share of the posters in a hashed or stratified `test`.
         drop_duplicates: leave out rows whose Id or whose poster's bytes came before.
         on_error: "fail" (name every fault and build nothing) or "skip" (build the rest
             and write `rejected.csv`).
@@ -90,7 +91,7 @@ class PosterConfig(tfds.core.BuilderConfig):
         """
         check_values(self)
         for name, choices in (
-            ("split", ("hashed", "reference")),
+            ("split", ("hashed", "stratified", "reference")),
             ("on_error", ("fail", "skip")),
             ("on_damage", ("fail", "keep")),
         ):

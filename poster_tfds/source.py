@@ -7,7 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from poster_tfds import annotations as annotations_lib, faults, image_files, repeated_ids, splits
+from poster_tfds import (
+    annotations as annotations_lib,
+    faults,
+    first_seen,
+    image_files,
+    repeated_ids,
+    splits,
+)
 from poster_tfds.annotations import folder, rows as rows_lib, tables, understanding
 from poster_tfds.repeated_ids import Kind
 
@@ -28,6 +35,7 @@ class PosterSource:
         genre_counts: how many posters of each genre there are.
         num_rows: split -> rows in it, repeated Ids left out if they are to be; splits
             without rows are missing.
+        farthest_share: of a genre in a stratified split, where it is farthest from the one wanted.
         num_repeated: rows left out because their Id came before.
         kind_counts: `Kind` -> rows of it.
     """
@@ -50,6 +58,7 @@ class PosterSource:
         self.genres = list(self.understanding.genres)
         self._config = config
         self._reader = rows_lib.RowReader(self.table, self.understanding, self.images)
+        self.farthest_share: splits.Share | None = None
         self._ids = repeated_ids.RepeatedIds(may_group=self.understanding.single)
         self._count()
 
@@ -74,11 +83,8 @@ class PosterSource:
 
     def rows_with_split(self) -> Iterator[tuple[str, annotations_lib.Annotation | faults.Fault]]:
         """Yields each row after its split, in the file's order."""
-        number = 0
-        for kind, row in zip(self._kinds, self._reader.read(), strict=True):
-            if kind not in self._left_out:
-                yield self._split_of(number, row), self._ids.complete(kind, row)
-            number += kind in self._numbered
+        for number, kind, row in self._kept():
+            yield self._split_of(number, row), self._ids.complete(kind, row)
 
     def _count(self) -> None:
         """Finds rows whose Id came before, and counts rows and genres."""
@@ -100,7 +106,7 @@ class PosterSource:
         elif self._config.drop_duplicates:
             self._left_out = {Kind.SAME}
         if not is_hashed:
-            rows = self._count_reference(np.frombuffer(self._kinds, np.uint8))
+            rows = self._count_numbered(np.frombuffer(self._kinds, np.uint8))
         counts, self.kind_counts = collections.Counter(), collections.Counter()
         for (kind, split), count in rows.items():
             counts[split] += count * (kind not in self._left_out)
@@ -111,21 +117,60 @@ class PosterSource:
         counted += [genres[Kind.PART]] * self.is_grouped
         self.genre_counts = [sum(c[i] for c in counted) for i in range(len(self.genres))]
 
-    def _count_reference(self, kinds: np.ndarray) -> collections.Counter:
+    def _count_numbered(self, kinds: np.ndarray) -> collections.Counter:
         """Returns how many rows there are of each kind and split, and keeps the split."""
         numbered = kinds[np.isin(kinds, list(self._numbered))]
-        self._is_test = splits.reference_test_rows(len(numbered))
+        if self._config.split == "reference":
+            is_test = splits.reference_test_rows(len(numbered))
+            self._split_of_row = is_test * np.uint8(SPLITS.index("test"))
+        else:
+            self._split_of_row = self._stratify(len(numbered))
         rows = collections.Counter()
-        for split, is_in_split in (("train", ~self._is_test), ("test", self._is_test)):
-            for kind, count in enumerate(np.bincount(numbered[is_in_split]).tolist()):
+        for i, split in enumerate(SPLITS):
+            for kind, count in enumerate(np.bincount(numbered[self._split_of_row == i]).tolist()):
                 rows[Kind(kind), split] += count
         return rows
+
+    def _stratify(self, num_rows: int) -> np.ndarray:
+        """Returns the index of each numbered row's split; needs the labels of all at once.
+
+        Faults are in `train`: another split could be left with nothing else.
+        """
+        config = self._config
+        labels = np.zeros((num_rows, len(self.genres)), bool)
+        groups = np.full(num_rows, -1)  # The number of a group's first row.
+        first_rows = first_seen.FirstSeen()
+        for number, kind, row in self._kept():
+            row = self._ids.complete(kind, row)
+            if not isinstance(row, faults.Fault):
+                labels[number, list(row.genres)] = True
+                groups[number] = first_rows.setdefault(row.poster_id, number)
+        is_sound = groups >= 0
+        labels, groups = labels[is_sound], groups[is_sound]
+        fractions = (
+            1 - config.validation_fraction - config.test_fraction,
+            config.validation_fraction,
+            config.test_fraction,
+        )
+        chosen = splits.stratified_splits(labels, groups, fractions, config.split_seed)
+        self.farthest_share = splits.farthest_share(labels, chosen, fractions)
+        split_of_row = np.zeros(num_rows, np.uint8)
+        split_of_row[is_sound] = chosen
+        return split_of_row
+
+    def _kept(self) -> Iterator[tuple[int, Kind, annotations_lib.Annotation | faults.Fault]]:
+        """Yields number (from 0), kind and content of each row that is not left out."""
+        number = 0
+        for kind, row in zip(self._kinds, self._reader.read(), strict=True):
+            if kind not in self._left_out:
+                yield number, kind, row
+            number += kind in self._numbered
 
     def _split_of(self, number: int, row: annotations_lib.Annotation | faults.Fault) -> str:
         """Returns the split of row `number` (from 0)."""
         config = self._config
-        if config.split == "reference":
-            return "test" if self._is_test[number] else "train"
+        if config.split != "hashed":
+            return SPLITS[self._split_of_row[number]]
         return splits.hashed_split(
             row.poster_id, config.split_seed, config.validation_fraction, config.test_fraction
         )
