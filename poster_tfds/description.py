@@ -21,6 +21,7 @@ def describe(source: source_lib.PosterSource) -> dict:
         "genre_columns": columns,
         "genre_column": None if understood.genre_column is None else names[understood.genre_column],
         "genre_separator": understood.separator,
+        "group_column": None if understood.group_column is None else names[understood.group_column],
         "grouped": source.is_grouped,
         "left_out": [names[position] or "(no name)" for position in understood.left_out],
         "rows": sum(source.kind_counts.values()),
@@ -47,6 +48,8 @@ def in_words(facts: dict) -> list[str]:
         f"  {_genres_in_words(facts)}: {_some(list(facts['genres']))}",
     ]
     lines += [f"  left out: {left_out}"] * bool(left_out)
+    if facts["group_column"]:
+        lines.append(f"  rows of one `{facts['group_column']}` are in one split")
     if share := facts["farthest_share"]:
         lines.append(
             f"  stratified; the genre farthest from its share is {share['genre']}, in "

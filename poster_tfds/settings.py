@@ -36,6 +36,8 @@ class PosterConfig(tfds.core.BuilderConfig):
         split: "hashed" (train, validation and test by a hash of the Id), "stratified" (the same,
             with each genre shared out as nearly as can be; for small sets) or "reference"
             (train and test as in the tutorial).
+        group_column: the column that names groups, such as films with several posters: rows of one
+            group are in one split, hashed or stratified. An empty cell is a group of its own.
         split_seed: changes which posters a hashed or stratified split takes.
         validation_fraction: share of the posters in a hashed or stratified `validation`.
         test_fraction: share of the posters in a hashed or stratified `test`.
@@ -60,6 +62,7 @@ class PosterConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     split: str = "hashed"
+    group_column: str = ""
     split_seed: int = 0
     validation_fraction: float = 0.15
     test_fraction: float = 0.15
@@ -99,6 +102,11 @@ class PosterConfig(tfds.core.BuilderConfig):
                 raise faults.UserError(
                     f"--config: {name} is {getattr(self, name)!r}, not of {choices}."
                 )
+        if self.group_column and self.split == "reference":
+            raise faults.UserError(
+                '--config: "group_column" needs "split": "hashed" or "stratified"; the reference '
+                "split takes rows one by one."
+            )
         if self.max_side < 0:
             raise faults.UserError(
                 f"--config: max_side is {self.max_side}; give pixels, or 0 for none."

@@ -144,7 +144,7 @@ class PosterSource:
             row = self._ids.complete(kind, row)
             if not isinstance(row, faults.Fault):
                 labels[number, list(row.genres)] = True
-                groups[number] = first_rows.setdefault(row.poster_id, number)
+                groups[number] = first_rows.setdefault(_split_name(row), number)
         is_sound = groups >= 0
         labels, groups = labels[is_sound], groups[is_sound]
         fractions = (
@@ -172,7 +172,10 @@ class PosterSource:
         if config.split != "hashed":
             return SPLITS[self._split_of_row[number]]
         return splits.hashed_split(
-            row.poster_id, config.split_seed, config.validation_fraction, config.test_fraction
+            _split_name(row),
+            config.split_seed,
+            config.validation_fraction,
+            config.test_fraction,
         )
 
 
@@ -184,6 +187,11 @@ def make_example(row: annotations_lib.Annotation, image: bytes) -> tuple[str, di
         "genres": row.genres,
         "poster_id": row.poster_id,
     }
+
+
+def _split_name(row: annotations_lib.Annotation | faults.Fault) -> str:
+    """Returns what is in one split: the row's group, or its poster."""
+    return row.poster_id if isinstance(row, faults.Fault) else row.group or row.poster_id
 
 
 def poster_digest(image: bytes) -> bytes:

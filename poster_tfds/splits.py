@@ -38,14 +38,12 @@ def reference_test_rows(num_rows: int) -> np.ndarray:
     return is_test
 
 
-def hashed_split(
-    poster_id: str, seed: int, validation_fraction: float, test_fraction: float
-) -> str:
-    """Returns train, validation or test, from a hash of the Id.
+def hashed_split(name: str, seed: int, validation_fraction: float, test_fraction: float) -> str:
+    """Returns train, validation or test, from a hash of the Id or of the group's name.
 
     A poster keeps its split whatever rows are added or removed.
     """
-    digest = hashlib.blake2b(f"{seed}:{poster_id}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     position = int.from_bytes(digest, "big") / 2**64
     if position >= 1 - test_fraction:
         return "test"

@@ -19,12 +19,14 @@ class Annotation(NamedTuple):
         poster_id: path of its image in the images' folder, without the extension.
         genres: indices into the genres, ascending.
         extension: of its image.
+        group: name of what is to be in one split; empty if the poster is alone.
     """
 
     line: int
     poster_id: str
     genres: tuple[int, ...]
     extension: str = ".jpg"
+    group: str = ""
 
 
 class RowReader:
@@ -48,15 +50,15 @@ class RowReader:
         """Yields an `Annotation` or a `Fault` for each row, in the file's order."""
         for chunk in self.table.chunks():
             ids = chunk.cells[self.understanding.id_column]
-            columns = (self._marked(chunk), self._listed(chunk))
-            for line, text, marked, listed in zip(chunk.cells.index, ids, *columns, strict=True):
+            columns = (self._marked(chunk), self._listed(chunk), self._groups(chunk))
+            for line, text, *said in zip(chunk.cells.index, ids, *columns, strict=True):
                 if line in chunk.broken:
                     yield faults.Fault(line, "", chunk.broken[line])
                 else:
-                    yield self._row(line, text.strip(), marked, listed)
+                    yield self._row(line, text.strip(), *said)
 
     def _row(
-        self, line: int, text: str, marked: tuple[int, ...] | str | None, listed
+        self, line: int, text: str, marked: tuple[int, ...] | str | None, listed, group: str
     ) -> Annotation | faults.Fault:
         if not text:
             return faults.Fault(line, "", f"`{self._name(self.understanding.id_column)}` is empty")
@@ -69,7 +71,7 @@ class RowReader:
         if len(found) != 1:
             return faults.Fault(line, text, self._images.explain(text))
         genres = marked if listed is None else tuple(sorted(set(listed)))
-        return Annotation(line, found[0].poster_id, genres, found[0].extension)
+        return Annotation(line, found[0].poster_id, genres, found[0].extension, group)
 
     def _marked(self, chunk: tables.Chunk) -> Iterator[tuple[int, ...] | str | None]:
         """Yields what the 0/1 columns say of each row: genres, what is wrong, or nothing."""
@@ -91,6 +93,14 @@ class RowReader:
             else self._wrong_label(chunk.cells.iat[i, positions[first]], positions[first])
             for i, (row, first) in enumerate(zip(labels.tolist(), wrong.tolist(), strict=True))
         )
+
+    def _groups(self, chunk: tables.Chunk) -> Iterator[str]:
+        """Yields the name of each row's group; empty if there is none."""
+        position = self.understanding.group_column
+        if position is None:
+            return itertools.repeat("", len(chunk.cells))
+        texts = map(str.strip, chunk.cells[position])
+        return ("" if cells.is_nothing(text) else text for text in texts)
 
     def _wrong_label(self, text: str, position: int) -> str:
         return (

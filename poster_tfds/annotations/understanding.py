@@ -23,7 +23,8 @@ class Understanding:
         genres: names, in the order of the 0/1 columns, else sorted.
         separator: what separates genres in cells that are no lists; None if nothing does.
         single: whether every cell names one genre at most, so that a poster may have several rows.
-        left_out: positions of the columns that say nothing about genres.
+        group_column: position of the column that names groups; None if there is none.
+        left_out: positions of the columns that say nothing of this.
     """
 
     id_column: int
@@ -33,6 +34,7 @@ class Understanding:
     genres: tuple[str, ...]
     separator: str | None
     single: bool
+    group_column: int | None
     left_out: tuple[int, ...]
 
 
@@ -64,7 +66,8 @@ class _Reading:
         listing = self._listing_column(others)
         separator = self._genre_separator(listing) if listing else None
         listed = self._listed_genres(listing, separator) if listing else []
-        labels = self._label_columns([c for c in others if c is not listing], listed)
+        group = self._group_column()
+        labels = self._label_columns([c for c in others if c not in (listing, group)], listed)
         if labels:
             genres = self._names_of(labels, listed)
         elif listed:
@@ -74,7 +77,9 @@ class _Reading:
             raise self._no_genres(id_column)
         for problem in _problems_of(genres):
             raise faults.UserError(f"{self._table.path}: {problem}")
-        taken = [id_column, listing, *labels]
+        taken = [id_column, listing, *labels, group]
+        if group and taken.count(group) > 1:
+            raise self._no_group(group)
         return Understanding(
             id_column=id_column.position,
             genre_column=listing.position if listing else None,
@@ -83,6 +88,7 @@ class _Reading:
             genres=tuple(genres),
             separator=separator,
             single=bool(listing) and not labels and _is_single(listing, separator),
+            group_column=group.position if group else None,
             left_out=tuple(
                 c.position for c in self._columns if c not in taken and (c.name or not c.is_blank)
             ),
@@ -190,6 +196,10 @@ class _Reading:
             self._check_single_name(column)
         return labels
 
+    def _group_column(self) -> survey.Column | None:
+        name = self._config.group_column
+        return self._named("group_column", name) if name else None
+
     def _names_of(self, labels: list[survey.Column], listed: list[str]) -> list[str]:
         """Returns the columns' names, as the list spells them if it does so in one way."""
         spellings = collections.defaultdict(list)
@@ -250,6 +260,12 @@ class _Reading:
             f"  closest form: {names.EXPECTED_HEADER}\n"
             f"  the header:   {header}\n"
             f'Say in --config which column names the posters: `"id_column": "{first}"`.'
+        )
+
+    def _no_group(self, group: survey.Column) -> faults.UserError:
+        return faults.UserError(
+            f'--config: "group_column" names `{group.name}` of {self._table.path}, which names the '
+            f"posters or their genres. Name another of its columns: {_quoted(self._columns)}."
         )
 
     def _no_genres(self, id_column: survey.Column) -> faults.UserError:
