@@ -8,10 +8,9 @@ The page, `dataset.html`, has everything in it; its pictures are written beside 
 import pathlib
 import sys
 
-import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
-from poster_tfds import dataset_page, dataset_statistics
+from poster_tfds import built_datasets, dataset_page, dataset_statistics, faults
 from poster_tfds.pages import rendering
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
@@ -26,17 +25,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     logging.set_verbosity(logging.ERROR)
-    name = f"poster_tfds/{_CONFIG.value}"
     try:
-        builder = tfds.builder(name, data_dir=_DATA_DIR.value)
-        built = builder.is_prepared()
-    except (tfds.core.DatasetNotFoundError, ValueError):  # The latter for an unknown config.
-        built = False
-    if not built:
-        sys.exit(
-            f"{name} is not built in --data_dir={_DATA_DIR.value}. Build it with\n\n  tfds build "
-            f"poster_tfds --config={_CONFIG.value} --data_dir={_DATA_DIR.value} --manual_dir=FOLDER"
-        )
+        builder = built_datasets.open_built(_CONFIG.value, _DATA_DIR.value)
+    except faults.UserError as error:
+        sys.exit(str(error))
     statistics = dataset_statistics.collect(builder)
     print(dataset_page.describe(builder, statistics))
     directory = pathlib.Path(

@@ -24,6 +24,7 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import (
     annotations as annotations_lib,
+    checksums,
     faults,
     image_files,
     posters,
@@ -69,11 +70,13 @@ class Outcome(NamedTuple):
         splits: split -> its shards; none if faults stopped the build.
         faults: of the rows and their posters.
         counts: `duplicates`, left out because their bytes came before, `converted`, `damaged`.
+        checksums: the SHA-256 of each shard, by its name.
     """
 
     splits: dict[str, tfds.core.SplitInfo]
     faults: list[faults.Fault]
     counts: collections.Counter
+    checksums: dict[str, str]
 
 
 class _Layout(NamedTuple):
@@ -169,7 +172,7 @@ def build(
             | "LayOut"
             >> beam.Map(_lay_out, beam.pvalue.AsSingleton(found), config.on_error, storage)
         )
-        _ = (
+        digests = (
             buckets
             | "FindShards"
             >> beam.FlatMap(_find_shards, beam.pvalue.AsSingleton(layouts), row_files)
@@ -183,11 +186,13 @@ def build(
                 storage,
                 row_files,
             )
+            | "AllShards" >> beam.combiners.ToList()
         )
         _ = layouts | "WriteOutcome" >> beam.Map(
             _write_outcome,
             beam.pvalue.AsSingleton(found),
             beam.pvalue.AsSingleton(num_duplicates),
+            beam.pvalue.AsSingleton(digests),
             outcome_path,
         )
     outcome = _collect_outcome(outcome_path, storage)
@@ -313,7 +318,8 @@ def _write_shard(
     config,
     storage: Storage,
     row_files: row_files_lib.RowFiles,
-) -> None:
+) -> tuple[str, str]:
+    """Writes a shard; returns its name and its SHA-256."""
     (split, shard), parts = group
 
     def examples():
@@ -327,6 +333,7 @@ def _write_shard(
     # A runner may try a shard again, or twice at a time.
     with utils.incomplete_files(path) as temporary_path:
         storage.writer.write(temporary_path, examples())
+        return path.name, checksums.of_file(temporary_path)
 
 
 def _read_again(item: _Item, images_dir: epath.Path, config) -> bytes:
@@ -340,15 +347,15 @@ def _key(item: _Item) -> bytes:
     return item.key
 
 
-def _write_outcome(layouts, found, num_duplicates: int, path: epath.Path) -> None:
-    path.write_text(json.dumps([layouts, found, num_duplicates]))
+def _write_outcome(layouts, found, num_duplicates: int, digests, path: epath.Path) -> None:
+    path.write_text(json.dumps([layouts, found, num_duplicates, dict(digests)]))
 
 
 def _collect_outcome(path: epath.Path, storage: Storage) -> Outcome:
-    layouts, found, num_duplicates = json.loads(path.read_text())
+    layouts, found, num_duplicates, digests = json.loads(path.read_text())
     splits, totals = {}, collections.Counter(duplicates=num_duplicates)
     for split, (num_bytes, shard_ends, _, counts) in layouts.items():
         totals.update(counts)
         lengths = np.diff(shard_ends, prepend=0).tolist()
         splits[split] = tfds.core.SplitInfo(split, lengths, num_bytes, storage.templates[split])
-    return Outcome(splits, [faults.Fault(*fault) for fault in found], totals)
+    return Outcome(splits, [faults.Fault(*fault) for fault in found], totals, digests)

@@ -16,6 +16,7 @@ from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import (
+    checksums,
     description,
     directory_lock,
     faults,
@@ -142,6 +143,7 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
         self._counts = collections.Counter()
+        self._checksums: dict[str, str] = {}
         super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
         if download_config.max_examples_per_split == 0:  # Then TFDS opens no source.
             return
@@ -153,6 +155,10 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
             max_side=self.builder_config.max_side,
             origin=origin.describe(self._source_dir(dl_manager), self.builder_config),
         )
+        if not self._checksums:
+            names = (name for split in self.info.splits.values() for name in split.filenames)
+            self._checksums = checksums.of_files(self.data_path / name for name in names)
+        checksums.write(self.data_path, self._checksums)
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
 
@@ -176,6 +182,7 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         if outcome.faults and self.builder_config.on_error == "fail":
             raise faults.PosterDataError(self._source.csv_path, outcome.faults)
         self._rejected, self._counts = outcome.faults, outcome.counts
+        self._checksums = outcome.checksums
         for split in self._source.num_rows:
             if split not in outcome.splits:
                 raise self._empty_split(split)
