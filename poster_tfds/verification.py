@@ -11,7 +11,7 @@ import tqdm
 from etils import epath
 from google.protobuf import message
 
-from poster_tfds import checksums, posters, record_files
+from poster_tfds import checksums, images, record_files
 
 # What is wrong with an example that decodes; the first is that nothing is.
 _REASONS = (
@@ -132,7 +132,7 @@ def _find_problems(
                 where = f"record {record.number}, at byte {record.position}"
                 yield f"{path}: {where}{_id_of(record.content)}: {reason}"
     except record_files.DamageError as error:
-        content = record_files.read_unchecked(path, error.position, 2 * posters.MAX_BYTES)
+        content = record_files.read_unchecked(path, error.position, 2 * images.MAX_BYTES)
         yield f"{path}: {error}{_id_of(content)}; what is behind it was not read"
     else:
         if count != expected:
