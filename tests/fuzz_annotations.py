@@ -105,9 +105,9 @@ def check(opened: source.PosterSource) -> int:
     id_column = columns[understood.id_column]
     label_columns = {columns[position] for position in understood.genre_columns}
     list_column = None if understood.genre_column is None else columns[understood.genre_column]
-    genres = collections.defaultdict(set)
+    names_of_id = collections.defaultdict(list)
     for row in cells.values():
-        genres[row.get(id_column)] |= listed(row.get(list_column, "")) or set()
+        names_of_id[row.get(id_column)].append(listed(row.get(list_column)))
     rows = [r for r in opened.rows(*source.SPLITS) if not isinstance(r, faults.Fault)]
     for row in rows:
         found = {opened.genres[i].casefold() for i in row.genres}
@@ -117,9 +117,11 @@ def check(opened: source.PosterSource) -> int:
             value = text.strip().lower()
             if name in label_columns and value in _TRUE | _FALSE:
                 assert (name.casefold() in found) == (value in _TRUE), (row, cell)
-        names = genres[cell[id_column]] if opened.is_grouped else listed(cell.get(list_column, ""))
-        if names is not None and list_column is not None:
-            assert {name.casefold() for name in names} == found, (row, cell, opened.genres)
+        names = (
+            names_of_id[cell[id_column]] if opened.is_grouped else [listed(cell.get(list_column))]
+        )
+        if None not in names:
+            assert {n.casefold() for n in set().union(*names)} == found, (row, cell, opened.genres)
     return len(rows)
 
 
@@ -140,8 +142,10 @@ def independent_cells(opened: source.PosterSource) -> dict[int, dict[str, str]]:
     return found
 
 
-def listed(text: str) -> set[str] | None:
+def listed(text: str | None) -> set[str] | None:
     """Returns the genres of a cell; None where this simple reading does not know."""
+    if text is None:
+        return None
     text = text.strip()
     if text.lower() in ("", "nan"):
         return set()
@@ -149,7 +153,7 @@ def listed(text: str) -> set[str] | None:
         return set(re.findall("'([^']*)'", text))
     if text[0] not in "[(":
         return (
-            set(filter(None, map(str.strip, re.split(r"[|,]", text)))) if "/" not in text else None
+            set(filter(None, map(str.strip, re.split("[|,;]", text)))) if "/" not in text else None
         )
     try:
         value = ast.literal_eval(text)
