@@ -72,7 +72,7 @@ def _verify_split(
             problems += _find_problems(path, expected, features)
         elif digests.get(path.name) != sums.get(path.name):
             problems.append(
-                f"{path}: every record is sound, but not all are those that were built "
+                f"{path}: every record is sound, but the file is not the one that was built "
                 f"({checksums.FILE_NAME} has another checksum)"
             )
     if not problems and num_bytes != info.num_bytes:

@@ -130,7 +130,7 @@ def test_a_record_replaced_by_another_sound_one_is_named(data_dir):
     assert records[0] != records[1]
     write(path, [records[1], *records[1:]])
     (problem,) = verify(data_dir).problems
-    assert problem.startswith(f"{path}: every record is sound, but not all are those that were")
+    assert problem.startswith(f"{path}: every record is sound, but the file is not the one that")
     assert "SHA256SUMS" in problem
 
 
