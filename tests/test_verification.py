@@ -233,3 +233,14 @@ def test_a_dataset_that_is_not_built_is_told_how_to_build(built):
     command = "tfds build poster_tfds --config=other --data_dir="
     with pytest.raises(faults.UserError, match=command):
         built_datasets.open_built("other", str(built))
+
+
+def test_a_description_that_is_damaged_is_told(data_dir):
+    path = folder(data_dir) / "genres.labels.txt"
+    path.unlink()
+    with pytest.raises(faults.UserError, match="has lost genres"):
+        built_datasets.open_built("mine", str(data_dir))
+    path = folder(data_dir) / "dataset_info.json"
+    path.write_text(path.read_text()[:300])
+    with pytest.raises(faults.UserError, match="has a damaged dataset_info"):
+        built_datasets.open_built("mine", str(data_dir))
