@@ -10,11 +10,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401  (registers the dataset)
-from poster_tfds import directory_lock
+from poster_tfds import directory_lock, record_files
 from trainer import config as config_lib, runtime
 
-# Of a TFRecord: 8 bytes of length, and 4 of checksum for the length and for the data.
-_RECORD_OVERHEAD = 16
 _ERRORS_OF_DATA = (
     tf.errors.DataLossError,
     tf.errors.InvalidArgumentError,
@@ -189,14 +187,10 @@ class Split:
         faults = []
         shards = zip(self._whole.filepaths, self._whole.shard_lengths, strict=True)
         for path, expected in shards:
-            found = position = 0
             try:
-                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                    found += 1
-                    position += len(record) + _RECORD_OVERHEAD
-            except tf.errors.OpError as error:
-                what = (error.message or type(error).__name__).splitlines()[0]
-                faults.append(f"  {path}: record {found}, at byte {position}: {what}")
+                found = sum(1 for _ in record_files.read_records(path))
+            except record_files.DamageError as error:
+                faults.append(f"  {path}: {error}")
             else:
                 if found != expected:
                     faults.append(f"  {path}: holds {found} records, was built with {expected}")
