@@ -10,7 +10,8 @@ import sys
 
 from absl import app, flags, logging
 
-from poster_tfds import built_datasets, dataset_page, dataset_statistics, faults
+from poster_tfds import faults
+from poster_tfds.built import numbers, opening, page
 from poster_tfds.pages import rendering
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
@@ -26,19 +27,19 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     logging.set_verbosity(logging.ERROR)
     try:
-        builder = built_datasets.open_built(_CONFIG.value, _DATA_DIR.value)
+        builder = opening.open_built(_CONFIG.value, _DATA_DIR.value)
     except faults.UserError as error:
         sys.exit(str(error))
-    statistics = dataset_statistics.collect(builder)
-    print(dataset_page.describe(builder, statistics))
+    statistics = numbers.collect(builder)
+    print(page.describe(builder, statistics))
     directory = pathlib.Path(
         _OUTPUT_DIR.value or pathlib.Path(_DATA_DIR.value) / "pages" / _CONFIG.value
     )
     files = {
         f"{name}.png": rendering.plot(plot.draw, plot.size, "png")
-        for name, plot in dataset_page.make_plots(statistics).items()
+        for name, plot in page.make_plots(statistics).items()
     }
-    files["dataset.html"] = dataset_page.render(builder, statistics).encode()
+    files["dataset.html"] = page.render(builder, statistics).encode()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -24,13 +24,13 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import (
     annotations as annotations_lib,
-    checksums,
     faults,
     image_files,
     posters,
     row_files as row_files_lib,
     source as source_lib,
 )
+from poster_tfds.built import checksums
 
 _FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.

@@ -16,7 +16,6 @@ from tensorflow_datasets.core import writer as writer_lib
 from tensorflow_datasets.core.utils import shard_utils
 
 from poster_tfds import (
-    checksums,
     description,
     directory_lock,
     faults,
@@ -28,6 +27,7 @@ from poster_tfds import (
     user_errors,
 )
 from poster_tfds.annotations import folder
+from poster_tfds.built import checksums
 from poster_tfds.settings import PosterConfig
 
 if "tensorflow_datasets.scripts.cli.main" in sys.modules:  # This is imported by `tfds build`.

@@ -9,7 +9,8 @@ import sys
 
 from absl import app, flags, logging
 
-from poster_tfds import built_datasets, checksums, faults, verification
+from poster_tfds import faults
+from poster_tfds.built import checksums, opening, verification
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
 _CONFIG = flags.DEFINE_string("config", "imdb", "Configuration to check.")
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     logging.set_verbosity(logging.ERROR)
     try:
-        builder = built_datasets.open_built(_CONFIG.value, _DATA_DIR.value)
+        builder = opening.open_built(_CONFIG.value, _DATA_DIR.value)
     except faults.UserError as error:
         sys.exit(str(error))
     report = verification.verify(builder)

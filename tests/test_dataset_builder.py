@@ -14,7 +14,8 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import dataset_statistics, directory_lock, faults, synthetic
+from poster_tfds import directory_lock, faults, synthetic
+from poster_tfds.built import numbers
 from tests import conftest
 
 
@@ -165,9 +166,9 @@ def test_without_posters_the_message_tells_how_to_fetch_them(tmp_path):
 
 
 def test_the_readmes_five_posters_are_built_and_trained_on(tmp_path):
-    readme = (conftest.PROJECT / "README.md").read_text()
+    readme = (conftest.PROJECT / "poster_tfds/README.md").read_text()
     annotations = re.search(r"```\n(Id,Genre,Noir.*?)```", readme, re.DOTALL)[1]
-    config = json.loads(re.search(r"--config='(\{\"name\": \"mine\".*?\})'", readme)[1])
+    config = json.loads(re.search(r"--config='(\{\"name\": \"mine\", .*?\})'", readme)[1])
     (tmp_path / "mine" / "Images").mkdir(parents=True)
     (tmp_path / "mine" / "train.csv").write_text(annotations)
     for i, name in enumerate("abcde"):
@@ -240,14 +241,14 @@ def test_leaks_and_repeats_are_counted(posters, tmp_path):
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *lines, *lines]) + "\n")
     builder = conftest.build(posters, tmp_path, "imdb")
-    found = dataset_statistics.collect(builder)
+    found = numbers.collect(builder)
     train, test = (
         [poster for poster, _, _ in read_split("poster_tfds/imdb", split, tmp_path)]
         for split in ("train", "test")
     )
     shared = len(set(train) & set(test))
     assert shared > 0
-    leaks = dataset_statistics.find_leaks(found)
+    leaks = numbers.find_leaks(found)
     assert leaks.loc["train and test"].tolist() == [shared, shared]
-    repeated = dataset_statistics.describe_splits(found)["repeated posters"]
+    repeated = numbers.describe_splits(found)["repeated posters"]
     assert repeated["train"] == len(train) - len(set(train))

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from poster_tfds import built_datasets, checksums, faults, synthetic, verification
+from poster_tfds import faults, synthetic
+from poster_tfds.built import checksums, opening, verification
 from tests import conftest
 
 CONFIG = {"name": "mine", "validation_fraction": 0.2, "test_fraction": 0.2}
@@ -232,15 +233,15 @@ def test_the_command_says_what_is_wrong_and_fails(data_dir):
 def test_a_dataset_that_is_not_built_is_told_how_to_build(built):
     command = "tfds build poster_tfds --config=other --data_dir="
     with pytest.raises(faults.UserError, match=command):
-        built_datasets.open_built("other", str(built))
+        opening.open_built("other", str(built))
 
 
 def test_a_description_that_is_damaged_is_told(data_dir):
     path = folder(data_dir) / "genres.labels.txt"
     path.unlink()
     with pytest.raises(faults.UserError, match="has lost genres"):
-        built_datasets.open_built("mine", str(data_dir))
+        opening.open_built("mine", str(data_dir))
     path = folder(data_dir) / "dataset_info.json"
     path.write_text(path.read_text()[:300])
     with pytest.raises(faults.UserError, match="has a damaged dataset_info"):
-        built_datasets.open_built("mine", str(data_dir))
+        opening.open_built("mine", str(data_dir))

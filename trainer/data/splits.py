@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401  (registers the dataset)
-from poster_tfds import directory_lock, record_files
+from poster_tfds import directory_lock
+from poster_tfds.built import record_files
 from trainer import config as config_lib, runtime
 
 _ERRORS_OF_DATA = (

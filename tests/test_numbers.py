@@ -10,12 +10,13 @@ import sklearn.model_selection
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import dataset_statistics, synthetic
+from poster_tfds import synthetic
+from poster_tfds.built import numbers
 
 
 @pytest.fixture(scope="module")
 def found(data_dir):
-    return dataset_statistics.collect(tfds.builder("poster_tfds/synthetic", data_dir=data_dir))
+    return numbers.collect(tfds.builder("poster_tfds/synthetic", data_dir=data_dir))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def rows(synthetic_posters):
 
 
 def test_splits_have_their_posters_bytes_and_genres(found, rows):
-    splits = dataset_statistics.describe_splits(found)
+    splits = numbers.describe_splits(found)
     assert list(splits.index) == ["train", "test"]
     for split, of_split in rows.items():
         row = splits.loc[split]
@@ -52,7 +53,7 @@ def test_splits_have_their_posters_bytes_and_genres(found, rows):
 
 def test_genres_are_counted_alone_and_together(found, rows):
     pairs = collections.Counter()
-    shares = dataset_statistics.genre_shares(found)
+    shares = numbers.genre_shares(found)
     for split, of_split in rows.items():
         alone = collections.Counter(genre for _, genres, _ in of_split for genre in genres)
         assert dict(found.counts[split]) == alone

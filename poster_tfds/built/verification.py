@@ -11,7 +11,8 @@ import tqdm
 from etils import epath
 from google.protobuf import message
 
-from poster_tfds import checksums, images, record_files
+from poster_tfds import images
+from poster_tfds.built import checksums, record_files
 
 # What is wrong with an example that decodes; the first is that nothing is.
 _REASONS = (

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from poster_tfds import dataset_statistics
+from poster_tfds.built import numbers
 from poster_tfds.pages import rendering
 
 # Of the dataset's metadata: rows and posters that were not taken as they came.
@@ -23,7 +23,7 @@ class Plot(NamedTuple):
     size: tuple[float, float]  # In inches.
 
 
-def describe(builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics) -> str:
+def describe(builder: tfds.core.DatasetBuilder, statistics: numbers.Statistics) -> str:
     """Returns the dataset's numbers as text."""
     tables = make_tables(builder, statistics).values()
     blocks = [table.to_string(float_format="{:.4f}".format) for table in tables]
@@ -31,10 +31,10 @@ def describe(builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.S
 
 
 def make_tables(
-    builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics
+    builder: tfds.core.DatasetBuilder, statistics: numbers.Statistics
 ) -> dict[str, pd.DataFrame]:
     """Returns the tables of the page by their headings; those without a row are left out."""
-    splits = dataset_statistics.describe_splits(statistics)
+    splits = numbers.describe_splits(statistics)
     splits.insert(2, "shards", [builder.info.splits[name].num_shards for name in splits.index])
     metadata = builder.info.metadata or {}
     left_out = pd.DataFrame(
@@ -42,14 +42,14 @@ def make_tables(
     )
     tables = {
         "Splits": splits,
-        "Leaks between splits": dataset_statistics.find_leaks(statistics),
-        "Genres": dataset_statistics.genre_shares(statistics),
+        "Leaks between splits": numbers.find_leaks(statistics),
+        "Genres": numbers.genre_shares(statistics),
         "Not taken as they came": left_out.rename_axis("while building"),
     }
     return {heading: table for heading, table in tables.items() if len(table)}
 
 
-def make_plots(statistics: dataset_statistics.Statistics) -> dict[str, Plot]:
+def make_plots(statistics: numbers.Statistics) -> dict[str, Plot]:
     """Returns the pictures of the page by their names."""
     counts, posters = statistics.counts, statistics.posters
     splits, names = list(counts.columns), list(counts.index)
@@ -94,7 +94,7 @@ def make_plots(statistics: dataset_statistics.Statistics) -> dict[str, Plot]:
     }
 
 
-def render(builder: tfds.core.DatasetBuilder, statistics: dataset_statistics.Statistics) -> str:
+def render(builder: tfds.core.DatasetBuilder, statistics: numbers.Statistics) -> str:
     """Returns the page: one HTML file with everything in it."""
     plots = make_plots(statistics).values()
     return rendering.render(
