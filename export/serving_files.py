@@ -1,4 +1,4 @@
-"""What stands beside the SavedModel: warmup records, labels, the model's card, server settings."""
+"""What is beside the SavedModel: warmup records, labels, the model's card, server settings."""
 
 import json
 import pathlib

@@ -2,7 +2,7 @@
 
 It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
 twice, to check it and by the worker that writes its shard. Rows wait in files beside the shards:
-what Beam moves is where they stand there, so that no runner has to shuffle images or rows, or to
+what Beam moves is where they are there, so that no runner has to shuffle images or rows, or to
 hold them: it moves one part for each of a chunk's buckets, a few for a thousand rows.
 """
 
@@ -80,12 +80,12 @@ class Outcome(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where the examples of a split stand, which are ordered by their hashed keys.
+    """Where the examples of a split are, which are ordered by their hashed keys.
 
     Attributes:
         num_bytes: size of all examples, serialized.
-        shard_ends: for each shard, how many examples stand in it and those before it.
-        bucket_starts: number of a bucket -> how many examples stand in those before it.
+        shard_ends: for each shard, how many examples are in it and those before it.
+        bucket_starts: number of a bucket -> how many examples are in those before it.
         counts: of the examples that are `converted` and `damaged`.
     """
 
@@ -163,7 +163,7 @@ def build(
             sound, num_duplicates = first.kept, first[_DUPLICATES]
         num_duplicates = num_duplicates | "AllDuplicates" >> beam.CombineGlobally(sum)
 
-        # Buckets tell where each example stands without sorting all of them in one place.
+        # Buckets tell where each example is without sorting all of them in one place.
         buckets = sound | "GroupBuckets" >> beam.GroupByKey()
         layouts = (
             buckets
@@ -203,7 +203,7 @@ def build(
 def _write_rows(
     source: source_lib.PosterSource, chunk: int, row_files: row_files_lib.RowFiles
 ) -> list[tuple[str, row_files_lib.Part]]:
-    """Writes all rows where workers find them; returns each split with where some of it stand."""
+    """Writes all rows where workers find them; returns each split with where some of it is."""
     rows = source.rows_with_split()
     parts = []
     for some in iter(lambda: list(itertools.islice(rows, chunk)), []):
@@ -219,7 +219,7 @@ def _check(
     config,
     row_files: row_files_lib.RowFiles,
 ) -> Iterator:
-    """Yields a fault for each row that has one, and where the others stand, by their bucket."""
+    """Yields a fault for each row that has one, and where the others are, by their bucket."""
     split, rows = chunk
     hasher = hashing.Hasher(split)
     items = []
@@ -247,7 +247,7 @@ def _check(
 
 
 def _into_buckets(items: Iterable[_Item], row_files: row_files_lib.RowFiles) -> list:
-    """Returns where items stand by split and bucket of their key."""
+    """Returns where items are by split and bucket of their key."""
     return row_files.write(items, lambda item: (item.split, row_files.bucket(item.key)))
 
 
@@ -299,7 +299,7 @@ def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layo
 
 
 def _find_shards(group, layouts: dict[str, _Layout], row_files: row_files_lib.RowFiles) -> Iterator:
-    """Yields where the rows of a bucket stand, by (split, number of the shard)."""
+    """Yields where the rows of a bucket are, by (split, number of the shard)."""
     (split, bucket), parts = group
     if split not in layouts:
         return

@@ -59,7 +59,7 @@ class RepeatedIds:
             return row._replace(genres=genres)
         if kind == Kind.CONTRARY:
             line, _ = _unpack(self._rows.get(row.poster_id))
-            reason = f"its Id stands on line {line} with other genres"
+            reason = f"its Id is on line {line} with other genres"
             return faults.Fault(row.line, row.poster_id, reason)
         return row
 

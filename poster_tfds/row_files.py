@@ -1,4 +1,4 @@
-"""Rows that wait in files while a pipeline moves where they stand."""
+"""Rows that wait in files while a pipeline moves where they are."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from etils import epath
 
-# Where some rows stand: name of the file, first byte, number of bytes. Beam encodes a plain tuple
+# Where some rows are: name of the file, first byte, number of bytes. Beam encodes a plain tuple
 # in few bytes, one of a class of its own in many.
 Part = tuple[str, int, int]
 
@@ -30,7 +30,7 @@ class RowFiles:
         return int.from_bytes(hashed[:4], "big") * self.num_buckets >> 32
 
     def write(self, rows: Iterable, key: Callable[..., Hashable]) -> list[tuple[Hashable, Part]]:
-        """Writes rows into a new file; returns each key with where the rows that have it stand."""
+        """Writes rows into a new file; returns each key with where the rows that have it are."""
         groups = collections.defaultdict(list)
         for row in rows:
             groups[key(row)].append(row)
@@ -47,7 +47,7 @@ class RowFiles:
         return parts
 
     def read(self, parts: Iterable[Part]) -> Iterator:
-        """Yields the rows that stand in some parts."""
+        """Yields the rows that are in some parts."""
         for name, start, num_bytes in parts:
             with (self.directory / name).open("rb") as file:
                 file.seek(start)

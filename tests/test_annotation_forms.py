@@ -352,7 +352,7 @@ def test_an_id_that_fits_several_files_or_none_is_told_what_is_there(posters):
 
 def test_two_ids_of_one_file_are_the_same_poster(posters):
     (posters / "train.csv").write_text(with_labels("1", "0") + "a.jpg,1,0\nImages/e,0,1\n")
-    assert faults_of(posters) == {"e": "its Id stands on line 6 with other genres"}
+    assert faults_of(posters) == {"e": "its Id is on line 6 with other genres"}
     (posters / "train.csv").write_text(with_labels("1", "0") + "a.jpg,1,0\n")
     assert_expected(build(posters), posters)
 

@@ -99,7 +99,7 @@ def test_a_bad_row_is_named_and_its_neighbours_are_read(row, reason, tmp_path):
         ("Id,Drama\n" + GOOD, "4 fields, the header has 2"),
         ("Name,Genre\nx,Drama\n", "the column `Id` is missing"),
         ("Id,Title\np1,x\n", "there is no genre column"),
-        ("Id,Genre,Drama,Drama\n" + GOOD, "the column `Drama` stands there 2 times"),
+        ("Id,Genre,Drama,Drama\n" + GOOD, "the column `Drama` is there 2 times"),
         ("Id,Genre,,N/A\n" + GOOD, "column 3 has no name"),
         ('Id,Genre,"Dra"ma,N/A\n' + GOOD, "not a well-formed CSV row"),
         (HEADER.replace(",", ";") + GOOD, "1 fields, the header has 4"),

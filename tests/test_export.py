@@ -187,7 +187,7 @@ def test_a_folder_on_an_object_store_is_refused(run_dir, flag):
 
 
 def test_a_directory_without_a_run_is_refused_by_name(tmp_path):
-    with pytest.raises(config.UsageError, match="no run stands there"):
+    with pytest.raises(config.UsageError, match="there is no run"):
         saved_model.export_saved_model(tmp_path, tmp_path / "e")
     with pytest.raises(config.UsageError, match="neither a SavedModel nor"):
         saved_model.resolve_version(tmp_path)

@@ -92,7 +92,7 @@ def test_repeated_ids_are_kept_dropped_or_refused(split, posters):
         assert opened.num_repeated == drop
         (fault,) = [row for row in rows if not hasattr(row, "genres")]
         assert fault.line == NUM_POSTERS + 3
-        assert fault.reason == "its Id stands on line 2 with other genres"
+        assert fault.reason == "its Id is on line 2 with other genres"
 
 
 @pytest.mark.parametrize(

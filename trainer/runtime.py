@@ -12,7 +12,7 @@ from trainer import cluster, config as config_lib
 
 _SECONDS_TO_CONNECT = 10
 # tf.data's default pool has one thread a core, and threads that wait for a decoded
-# poster take part of it: 2 cores stood 27% idle. More threads than cores keep all busy.
+# poster take part of it: 2 cores were 27% idle. More threads than cores keep all busy.
 _PIPELINE_THREADS_PER_CORE = 8
 _CPU_FLAGS_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 

@@ -49,7 +49,7 @@ def is_nothing(text: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def read_genres(text: str, separator: str | None) -> tuple[str, ...] | None:
-    """Returns the genres that a cell names, as they stand there; None if it cannot be read.
+    """Returns the genres that a cell names, as they are written; None if it cannot be read.
 
     A list may be Python's, JSON's (of names, or of objects with a `name`) or NumPy's print.
 

@@ -242,7 +242,7 @@ class _Reading:
         count = self._table.columns.count(column.name)
         if count > 1:
             raise faults.UserError(
-                f"{self._table.path}: the column `{column.name}` stands there {count} times. "
+                f"{self._table.path}: the column `{column.name}` is there {count} times. "
                 "Rename or remove one."
             )
 

@@ -19,7 +19,7 @@ _MATMUL_SIZE = 4096
 
 
 def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str, Stage]:
-    """Returns the stages of the cold pipeline, each with what stands before it.
+    """Returns the stages of the cold pipeline, each with what comes before it.
 
     Only `cold_pipeline` copies posters into batches; the others count them.
     """

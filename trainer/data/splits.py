@@ -44,7 +44,8 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
                 f"--dataset={name} is not built in --data_dir={data_dir}. Build it with\n\n"
                 f"  tfds build {package} --config={builder_config or 'imdb'} "
                 f"--manual_dir=FOLDER --data_dir={data_dir}\n\n"
-                "where FOLDER holds train.csv and Images/."
+                "where FOLDER has the posters and their annotations; look at it first with\n\n"
+                "  python -m poster_tfds.look FOLDER"
             )
         try:
             builder.download_and_prepare()

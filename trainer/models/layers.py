@@ -88,7 +88,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         weight = tf.cast(_statistics_weight.get(), exact.dtype)
         count = tf.fill(tf.shape(mean), tf.cast(tf.size(inputs[..., 0]), exact.dtype))
         context = tf.distribute.get_replica_context()
-        # Added up, what stands in one row for each replica is gathered.
+        # Added up, what is in one row for each replica is gathered.
         row = tf.one_hot(
             context.replica_id_in_sync_group, context.num_replicas_in_sync, dtype=exact.dtype
         )

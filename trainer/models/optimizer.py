@@ -45,7 +45,7 @@ class WeightAverage:
         """Names the models.
 
         Args:
-            average: what holds the average.
+            average: the model that has the average.
             model: what is averaged; it has the same layers.
             momentum: share of the average that a step keeps, in the end.
         """

@@ -50,7 +50,7 @@ def load_lite0_weights(backbone: keras.Model, path: str | os.PathLike) -> None:
         path: a file that PyTorch wrote.
 
     Raises:
-        config.UsageError: the file does not hold the tensors of this network.
+        config.UsageError: the file does not have the tensors of this network.
     """
     tensors = read_torch_tensors(path)
     for layer in backbone.layers:
@@ -70,7 +70,7 @@ def load_lite0_weights(backbone: keras.Model, path: str | os.PathLike) -> None:
                 variable.assign(tensors[f"{normalization}.{name}"])
         except (KeyError, ValueError) as error:
             raise config.UsageError(
-                f"{path} does not hold the weights of EfficientNet-Lite0: layer {layer.name} "
+                f"{path} does not have the weights of EfficientNet-Lite0: layer {layer.name} "
                 f"({error})."
             ) from error
 
@@ -137,7 +137,7 @@ def _read_tensors(file: BinaryIO) -> dict[str, np.ndarray]:
             raise ValueError(f"storage {key} is cut off")
         storage[:] = np.frombuffer(content, storage.dtype)
     if not isinstance(described, dict):
-        raise ValueError("it holds no dictionary")
+        raise ValueError("it has no dictionary")
     for name, tensor in described.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
             raise ValueError(f"{name!r} is no tensor")

@@ -74,7 +74,7 @@ def score_with_and_without(
     Args:
         labels: [N, G], 0 or 1.
         logits: float [N, G].
-        leaked: bool [N], whether a poster stands in the train split too.
+        leaked: bool [N], whether a poster is in the train split too.
         base_rates: float [G], of the train split.
 
     Returns:

@@ -61,7 +61,7 @@ class RunLog:
         )
 
     def begin(self, step: int, start_time: float) -> None:
-        """Begins with what was recorded up to a step, and prints what stands above the epochs.
+        """Begins with what was recorded up to a step, and prints the lines above the epochs.
 
         Args:
             step: from which the run goes on.

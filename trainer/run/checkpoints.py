@@ -38,7 +38,7 @@ class State(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run.
 
-    Each holds all that a run needs to go on as if nothing had happened: model, optimizer
+    Each has all that a run needs to go on as if nothing had happened: model, optimizer
     with its loss scale, the state of dropout's random numbers, the step, and what the
     model answered so far in this epoch, of which the epoch's metrics are made. The data's
     position follows from the step.
@@ -63,7 +63,7 @@ class Checkpoints:
             optimizer: its optimizer.
             num_kept: the newest checkpoints to keep, beside the best.
             chief: whether this worker writes to `directory`.
-            average: what holds a running average of the model's weights, if there is one.
+            average: the model that has a running average of the model's weights, if there is one.
         """
         self._directory = directory
         self._num_kept = num_kept
@@ -127,7 +127,7 @@ class Checkpoints:
             shutil.rmtree(incomplete, ignore_errors=True)
             incomplete.mkdir(parents=True)
             self._checkpoint.write(str(incomplete / _PREFIX))
-            # One that stands there already is damaged, or comes after one that was gone back to.
+            # One that is there already is damaged, or comes after one that was gone back to.
             for path in _complete(self._directory):
                 if int(path.name) >= step:
                     shutil.rmtree(path)

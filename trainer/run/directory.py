@@ -87,7 +87,7 @@ class RunDirectory:
             facts = json.loads(self._config.read_text())
         except FileNotFoundError:
             raise config_lib.UsageError(
-                f"--run_dir={self.path}: no run stands there (no {self._config.name}). "
+                f"--run_dir={self.path}: there is no run (no {self._config.name}). "
                 "Train one with `python -m trainer`."
             ) from None
         return config_lib.Config.from_json(facts.pop("config")), facts
@@ -224,7 +224,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file under a temporary name and renames it.
 
     Raises:
-        config.UsageError: it cannot be written; what stood there before still does.
+        config.UsageError: it cannot be written; what was there before still is.
     """
     temporary = path.with_name(f".{path.name}.incomplete")
     try:
