@@ -77,7 +77,8 @@ class RowReader:
         """Yields what the 0/1 columns say of each row: genres, what is wrong, or nothing."""
         positions = self.understanding.genre_columns
         if not positions:
-            return itertools.repeat(None, len(chunk.cells))
+            yield from itertools.repeat(None, len(chunk.cells))
+            return
         labels = np.empty((len(chunk.cells), len(positions)), np.uint8)
         for i, position in enumerate(positions):
             codes, texts = pd.factorize(chunk.cells[position])
@@ -85,14 +86,15 @@ class RowReader:
             if self.understanding.blank_is_absent[i]:
                 known[known == cells.BLANK] = cells.ABSENT
             labels[:, i] = known[codes]
-        wrong = (labels > cells.PRESENT).argmax(axis=1)
-        wrong = np.where((labels > cells.PRESENT).any(axis=1), wrong, -1)
-        return (
-            tuple(itertools.compress(range(len(positions)), row))
-            if first < 0
-            else self._wrong_label(chunk.cells.iat[i, positions[first]], positions[first])
-            for i, (row, first) in enumerate(zip(labels.tolist(), wrong.tolist(), strict=True))
-        )
+        # Bytes, which Python's garbage collector does not go through, unlike lists.
+        width, packed = len(positions), labels.tobytes()
+        for i in range(len(labels)):
+            row = packed[i * width : (i + 1) * width]
+            if max(row) <= cells.PRESENT:
+                yield tuple(itertools.compress(range(width), row))
+            else:
+                first = next(j for j, label in enumerate(row) if label > cells.PRESENT)
+                yield self._wrong_label(chunk.cells.iat[i, positions[first]], positions[first])
 
     def _groups(self, chunk: tables.Chunk) -> Iterator[str]:
         """Yields the name of each row's group; empty if there is none."""

@@ -16,7 +16,7 @@ from etils import epath
 from poster_tfds import faults
 from poster_tfds.annotations import names, text_files
 
-_CHUNK = 1 << 12  # Rows that are held at a time.
+_CHUNK = 1 << 11  # Rows that are held at a time.
 _WORKBOOK = b"PK\x03\x04"
 
 
