@@ -208,8 +208,8 @@ def _walk(directory: epath.Path) -> Iterator[tuple[str, os.DirEntry | epath.Path
 
 
 def _num_bytes(entry: os.DirEntry | epath.Path) -> int:
-    """Returns the size of a file; 0 where a link leads nowhere."""
+    """Returns the size of a file; 0 where a link leads nowhere, or asking takes a request each."""
     try:
-        return entry.stat().st_size if isinstance(entry, os.DirEntry) else entry.stat().length
+        return entry.stat().st_size if isinstance(entry, os.DirEntry) else 0
     except OSError:
         return 0

@@ -50,11 +50,14 @@ class PosterSource:
         Raises:
             faults.UserError: the annotations cannot be understood.
         """
-        self.table = tables.open_table(
-            folder.find_annotations(directory, config.csv), config.encoding, config.separator
-        )
-        self.images = image_files.ImageFiles(folder.find_images(directory, config.images))
-        self.understanding = understanding.understand(self.table, config, self.images)
+        try:
+            self.table = tables.open_table(
+                folder.find_annotations(directory, config.csv), config.encoding, config.separator
+            )
+            self.images = image_files.ImageFiles(folder.find_images(directory, config.images))
+            self.understanding = understanding.understand(self.table, config, self.images)
+        except OSError as error:
+            raise faults.UserError(f"{error.filename}: {error.strerror}.") from None
         self.genres = list(self.understanding.genres)
         self._config = config
         self._reader = rows_lib.RowReader(self.table, self.understanding, self.images)

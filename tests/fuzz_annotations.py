@@ -11,7 +11,6 @@ import ast
 import collections
 import csv
 import io
-import pathlib
 import random
 import re
 import tempfile
@@ -163,34 +162,38 @@ def listed(text: str | None) -> set[str] | None:
         return None
 
 
-def main() -> None:
-    """Reads all mutations and prints what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutations", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore", SyntaxWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    rng = random.Random(arguments.seed)
+def read_mutations(count: int, seed: int) -> collections.Counter:
+    """Reads mutations; returns how many were read and refused, and the rows that were checked."""
+    rng = random.Random(seed)
     outcomes = collections.Counter()
-    with tempfile.TemporaryDirectory() as directory:
-        folder = pathlib.Path(directory)
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of Python, about what stands in lists.
+        folder = epath.Path(directory)
         (folder / "Images").mkdir()
         for name in _IDS:
             (folder / "Images" / f"{name}.jpg").touch()
-        for number in range(arguments.mutations):
+        for number in range(count):
             content = mutated(rng)
             (folder / "train.csv").write_bytes(content)
             config = PosterConfig(name="mine", drop_duplicates=rng.random() < 0.5)
             try:
-                opened = source.PosterSource(epath.Path(folder), config)
-                outcomes["rows"] += check(opened)
+                outcomes["rows"] += check(source.PosterSource(folder, config))
                 outcomes["read"] += 1
             except faults.UserError:
                 outcomes["refused"] += 1
             except Exception:
                 print(f"mutation {number}: {content!r}")
                 raise
+    return outcomes
+
+
+def main() -> None:
+    """Reads all mutations and prints what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mutations", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    outcomes = read_mutations(arguments.mutations, arguments.seed)
     print(
         f"{arguments.mutations} mutations: {outcomes['read']} read, {outcomes['refused']} refused "
         f"with a message; {outcomes['rows']} rows, every label as Python's csv has it"

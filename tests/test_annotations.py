@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import pathlib
+import tempfile
 import tokenize
 
 import numpy as np
@@ -11,6 +13,7 @@ from etils import epath
 from poster_tfds import annotations, faults, source
 from poster_tfds.annotations import cells
 from poster_tfds.poster_tfds_dataset_builder import PosterConfig
+from tests import fuzz_annotations, test_posters
 
 HEADER = "Id,Genre,Drama,N/A\n"
 GOOD = "p1,['Drama'],1,0\n"
@@ -137,3 +140,19 @@ def test_the_quick_reading_of_genre_lists_is_pythons():
             is_list = isinstance(expected, list) and all(isinstance(x, str) for x in expected)
             expected = tuple(x.strip() for x in expected if x.strip()) if is_list else None
             assert cells.read_genres(candidate, None) == expected, candidate
+
+
+def test_some_mutations_end_in_a_right_reading_or_one_message():
+    outcomes = fuzz_annotations.read_mutations(300, seed=1)
+    assert min(outcomes["read"], outcomes["refused"], outcomes["rows"]) > 20
+
+
+def test_annotations_without_permission_are_named():
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is closed to other users.
+        folder = pathlib.Path(directory)
+        folder.chmod(0o755)
+        (folder / "Images").mkdir()
+        (folder / "train.csv").write_text(HEADER + GOOD)
+        (folder / "train.csv").chmod(0)
+        with test_posters.as_nobody(), pytest.raises(faults.UserError, match="Permission denied"):
+            source.PosterSource(epath.Path(directory), PosterConfig(name="mine"))
