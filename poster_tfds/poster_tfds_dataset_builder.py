@@ -1,14 +1,13 @@
 """TFDS builder: anyone's annotations and a folder of posters -> sharded TFRecords."""
 
 import collections
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 import sys
 from collections.abc import Iterator
 
+import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -291,11 +290,8 @@ class _Sized:
 
 
 def _rejected_csv(rejected: list[faults.Fault]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "Id", "reason"])
-    writer.writerows(sorted(rejected))
-    return text.getvalue()
+    rows = pd.DataFrame(sorted(rejected), columns=["row", "Id", "reason"])
+    return rows.to_csv(index=False, lineterminator="\n")
 
 
 @dataclasses.dataclass
