@@ -5,7 +5,7 @@ import sys
 
 from absl import app
 
-from poster_tfds import faults
+from poster_tfds import faults, settings
 
 
 def install() -> None:
@@ -29,8 +29,10 @@ def _find_message(error: Exception) -> str | None:
     """Returns what to tell the user; None if the mistake is not the user's."""
     if isinstance(error, faults.UserError):
         return str(error)
-    if isinstance(error, json.JSONDecodeError):  # TFDS's, for `--config` and others.
-        for argument in sys.argv:
-            if error.doc and argument.endswith(error.doc):
-                return f"{argument}: the JSON is not well-formed ({error})."
+    is_json = isinstance(error, json.JSONDecodeError) and error.doc
+    if is_json and any(argument.endswith(error.doc) for argument in sys.argv):
+        try:
+            settings.parse(error.doc)  # What `--config` gave, and TFDS did not understand.
+        except faults.UserError as in_words:
+            return str(in_words)
     return None

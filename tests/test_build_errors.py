@@ -29,7 +29,7 @@ def test_a_folder_that_is_not_there_ends_the_build_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        ('{"name": "mine", ', '--config={"name": "mine", : the JSON is not well-formed ('),
+        ('{"name": "mine", ', '--config: {"name": "mine",  is not JSON ('),
         (
             '{"name": "mine", "splt": "hashed"}',
             '--config: there is no setting "splt". Did you mean "split"?',
