@@ -6,21 +6,22 @@ Each client's `ask` takes image files' bytes and returns an `Answer` for each.
 import base64
 import collections
 import concurrent.futures
-import contextlib
+import ipaddress
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from export import poster_files
 from trainer import config as config_lib
 
 _RETRIES = 5
 _CONNECT_SECONDS = 5
 _BUSY = (429, 503)  # HTTP: too many requests, unavailable.
 _SIGNATURE = "serving_default"
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_NO_IMAGES = f"a folder without images ({', '.join(poster_files.SUFFIXES)})"
+_HTTP2_SETTINGS = "\x04"  # The type of the frame with which a gRPC server begins, its fourth byte.
 
 
 class Answer(NamedTuple):
@@ -64,10 +65,11 @@ class RestClient:
         import requests
         from urllib3.util import retry
 
-        self._requests = requests
+        self._requests, self._host = requests, host
         self._url = f"http://{host}/v1/models/{model}:predict"
         self._timeout = timeout
         self._session = requests.Session()
+        self._session.trust_env = not _is_this_machine(host)  # Else http_proxy counts here, too.
         retries = retry.Retry(
             _RETRIES,
             read=1,  # A connection that was closed meanwhile; not again and again a timeout.
@@ -93,6 +95,11 @@ class RestClient:
                 raise ServerError(f"{self._url}: {response.status_code} {response.text.strip()}")
             rows = response.json()["predictions"]
         except self._requests.RequestException as error:
+            if _speaks_http2(error):
+                raise config_lib.UsageError(
+                    f"--server={self._host} answers gRPC, not HTTP: give "
+                    f"--server=grpc://{self._host}."
+                ) from error
             raise ServerError(f"{self._url} does not answer: {error}") from error
         return _answers({name: [row[name] for row in rows] for name in rows[0]})
 
@@ -134,6 +141,7 @@ class GrpcClient:
         channel = grpc.insecure_channel(
             host,
             options=[
+                ("grpc.enable_http_proxy", int(not _is_this_machine(host))),
                 ("grpc.service_config", json.dumps({"methodConfig": [method]})),
                 ("grpc.max_receive_message_length", -1),
             ],
@@ -155,6 +163,11 @@ class GrpcClient:
         try:
             response = self._predict(request, timeout=self._timeout)
         except self._grpc.RpcError as error:
+            if "http1.x server" in error.details():
+                raise config_lib.UsageError(
+                    f"--server=grpc://{self._host} answers HTTP, not gRPC: give "
+                    f"--server={self._host} without grpc://."
+                ) from error
             raise ServerError(
                 f"grpc://{self._host}: {error.code().name}: {error.details()}"
             ) from error
@@ -172,24 +185,6 @@ def connect(server: str, model: str, timeout: float) -> RestClient | GrpcClient:
             f"--server={server}: give HOST:PORT, http://HOST:PORT or grpc://HOST:PORT."
         )
     return kinds[scheme](host, model, timeout)
-
-
-def find_posters(arguments: Iterable[str], list_file: str | None) -> Iterator[pathlib.Path]:
-    """Yields the posters that are named, those in folders that are named, and those of a list.
-
-    Raises:
-        OSError: the list cannot be read.
-    """
-    for argument in arguments:
-        path = pathlib.Path(argument)
-        if path.is_dir():
-            inside = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            yield from sorted(inside)
-        else:
-            yield path
-    if list_file:
-        with contextlib.nullcontext(sys.stdin) if list_file == "-" else open(list_file) as lines:
-            yield from (pathlib.Path(line.strip()) for line in lines if line.strip())
 
 
 def ask_all(
@@ -216,6 +211,8 @@ def ask_all(
         for poster in batch:
             try:
                 images.append(images_lib.as_stored(poster.read_bytes(), max_side).jpeg)
+            except IsADirectoryError:
+                answers[poster] = Answer([], _NO_IMAGES)
             except OSError as error:
                 answers[poster] = Answer([], error.strerror)
             except images_lib.ImageError as error:
@@ -239,6 +236,21 @@ def ask_all(
                 yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.rpartition(":")[0].strip("[]")  # [] are around an IPv6 address.
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _speaks_http2(error: Exception) -> bool:
+    """Returns whether a request failed since its answer was the first frame of a gRPC server."""
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)  # Of the last attempt.
+    return getattr(cause.args[-1], "line", "")[3:4] == _HTTP2_SETTINGS
 
 
 def _answers(outputs) -> list[Answer]:

@@ -7,12 +7,14 @@ python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=poste
 
 import csv
 import json
+import pathlib
 import sys
+from collections.abc import Sequence
 
 import tqdm
 from absl import flags
 
-from export import clients
+from export import clients, poster_files
 from trainer import command_line, config as config_lib
 
 _MODEL = flags.DEFINE_string(
@@ -37,10 +39,11 @@ _MAX_SIDE = flags.DEFINE_integer(
     lower_bound=0,
 )
 _TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
+_NUM_NAMED = 5  # Of the files that were passed over.
 
 
 def main(arguments: list[str]) -> None:
-    """Predicts as the flags say; ends with status 1 if a poster could not be read."""
+    """Predicts as the flags say; ends with status 1 if a poster has no answer or there is none."""
     if (_MODEL.value is None) == (_SERVER.value is None):
         sys.exit("Give either --model=DIR or --server=HOST:PORT.")
     if not arguments and not _LIST.value:
@@ -50,20 +53,21 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from export import saved_model
 
-    failed = 0
+    asked, failed = 0, 0
+    posters = poster_files.PosterFiles(arguments, _LIST.value)
     write = _writer()
     try:
         if _SERVER.value:
             client = clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
         else:
             client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
-        posters = clients.find_posters(arguments, _LIST.value)
         answers = clients.ask_all(
             client, posters, _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
         )
         for poster, answer in tqdm.tqdm(
             answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
         ):
+            asked += 1
             if answer.error:
                 tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)
                 failed += 1
@@ -72,7 +76,17 @@ def main(arguments: list[str]) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    if posters.passed_over:
+        print(_describe_passed_over(posters.passed_over), file=sys.stderr)
+    if not asked:
+        sys.exit(f"No posters: --list={_LIST.value} names none.")
     sys.exit(failed > 0)
+
+
+def _describe_passed_over(paths: Sequence[pathlib.Path]) -> str:
+    named = ", ".join(map(str, paths[:_NUM_NAMED]))
+    more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
+    return f"Passed over {len(paths)} that are no images by their names: {named}{more}."
 
 
 def _writer():

@@ -200,6 +200,9 @@ def serve_rest(name, model, port=0):
     """Yields the address of a server."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        # What is not HTTP/1 is refused with a status line, as the server does it.
+        default_request_version = "HTTP/1.0"
+
         def do_GET(self):
             if self.path != f"/v1/models/{name}":
                 return self._reply(404, {"error": f"no model at {self.path}"})

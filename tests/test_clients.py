@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
 
-from export import clients
+from export import clients, poster_files
 from poster_tfds import images
 from tests import conftest, stand_in_server, test_images
 from tests.test_preprocessing import make_jpeg
+from trainer import config
 
 SERVE = {"rest": stand_in_server.serve_rest, "grpc": stand_in_server.serve_grpc}
 
@@ -84,6 +85,34 @@ def test_a_server_that_does_not_answer_in_time_is_named(scheme, images):
         assert 1 <= asked <= 2
 
 
+@pytest.mark.parametrize(
+    ("served", "scheme", "words"),
+    [
+        ("rest", "grpc://", "answers HTTP, not gRPC: give --server=localhost:PORT without grpc://"),
+        ("grpc", "", "answers gRPC, not HTTP: give --server=grpc://localhost:PORT"),
+    ],
+)
+def test_the_other_protocols_port_is_named_as_such(version, images, served, scheme, words):
+    with SERVE[served]("posters", stand_in_server.Model(version)) as address:
+        host = address.removeprefix("grpc://")
+        with pytest.raises(config.UsageError) as error:
+            clients.connect(scheme + host, "posters", 60).ask(images)
+    assert words.replace("PORT", host.partition(":")[2]) in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_server_on_this_machine_is_asked_without_a_proxy(
+    version, images, wire, host, monkeypatch
+):
+    for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://localhost:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with wire("posters", stand_in_server.Model(version)) as address:
+        answers = clients.connect(address.replace("localhost", host), "posters", 60).ask(images)
+    assert not any(answer.error for answer in answers)
+
+
 def ask(*arguments, returncode=0):
     result = conftest.run(sys.executable, "-m", "export.predict", *arguments, check=False)
     assert result.returncode == returncode, result.stderr
@@ -102,7 +131,10 @@ def test_a_folder_a_list_and_a_bad_file_go_through_a_server(
             (synthetic_posters / "Images" / name).read_bytes()
         )
     (folder / "bad.jpg").write_bytes(b"junk")
-    (folder / "notes.txt").write_text("no poster")
+    for name in (*"abcdefg", ".DS_Store", "._bad.jpg", "deeper/.hidden/x.png"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no poster")
     listed = tmp_path / "list.txt"
     listed.write_text(f"{synthetic_posters / 'Images' / 'synthetic0000020.jpg'}\n\nnone.jpg\n")
     with wire("mine", stand_in_server.Model(version)) as address:
@@ -114,12 +146,31 @@ def test_a_folder_a_list_and_a_bad_file_go_through_a_server(
     assert [r["poster"] for r in records if "error" in r] == [str(folder / "bad.jpg"), "none.jpg"]
     assert f"{folder / 'bad.jpg'}: not an image that can be read" in result.stderr
     assert "none.jpg: No such file" in result.stderr
+    named = ", ".join(str(folder / name) for name in "abcde")
+    passed_over = f"Passed over 7 that are no images by their names: {named} and 2 more."
+    assert passed_over in result.stderr.splitlines()
     rows = list(csv.DictReader(io.StringIO(table)))
     assert len(rows) == 12 * 3 + 2
     genres = {(row["poster"], row["genre"]): float(row["score"]) for row in rows if row["genre"]}
     for record in records:
         for genre, score in record.get("genres", {}).items():
             assert genres[record["poster"], genre] == pytest.approx(score, abs=1e-6)
+
+
+def test_nothing_to_do_is_said_once_and_is_a_failure(tmp_path):
+    folder = tmp_path / "posters"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no poster")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    result = ask("--server=localhost:1", folder, returncode=1)
+    without, passed_over = result.stderr.splitlines()[-2:]
+    assert without == f"{folder}: a folder without images ({', '.join(poster_files.SUFFIXES)})"
+    assert str(folder / "notes.txt") in passed_over
+    result = ask("--server=localhost:1", f"--list={empty}", returncode=1)
+    assert result.stderr.splitlines()[-1] == f"No posters: --list={empty} names none."
+    result = ask("--server=localhost:1", f"--list={empty}.gone", returncode=1)
+    assert result.stderr.splitlines()[-1] == f"--list={empty}.gone: No such file or directory."
 
 
 def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_path, wire):
@@ -138,7 +189,7 @@ def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_p
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "z.jpg").write_bytes(test_images.cut_ended(test_images.LARGE))
-    posters = list(clients.find_posters([tmp_path], None))
+    posters = list(poster_files.PosterFiles([tmp_path]))
     stored = [images.as_stored(content).jpeg for content in files.values()]
     with wire("posters", stand_in_server.Model(version)) as address:
         for client in (clients.connect(address, "posters", 60), clients.SavedModelClient(version)):

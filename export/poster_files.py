@@ -1,0 +1,61 @@
+"""The posters that a command line names: files, folders, and the lines of a list."""
+
+import contextlib
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+
+from trainer import config as config_lib
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class PosterFiles:
+    """Goes through the files that are named, and those in folders that are named.
+
+    A folder without images is given itself, so that it is named among what cannot be read.
+    What is hidden inside a folder is left alone.
+
+    Attributes:
+        passed_over: files in the folders gone through so far that are no images by their suffix.
+    """
+
+    def __init__(self, names: Iterable[str], list_file: str | None = None):
+        """Opens nothing yet.
+
+        Args:
+            names: files and folders.
+            list_file: a file with one more on each line; `-` is standard input.
+        """
+        self.passed_over = []
+        self._names, self._list_file = names, list_file
+
+    def __iter__(self) -> Iterator[pathlib.Path]:
+        """Yields the posters in the order of their names, a folder's sorted.
+
+        Raises:
+            config.UsageError: the list cannot be read.
+        """
+        for name in itertools.chain(self._names, self._listed()):
+            path = pathlib.Path(name)
+            yield from self._images_in(path) if path.is_dir() else (path,)
+
+    def _images_in(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        images = []
+        for path in sorted(folder.rglob("*")):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if not hidden and not path.is_dir():
+                is_image = path.suffix.lower() in SUFFIXES
+                (images if is_image else self.passed_over).append(path)
+        return images or [folder]
+
+    def _listed(self) -> Iterator[str]:
+        if not self._list_file:
+            return
+        try:
+            is_input = self._list_file == "-"
+            with contextlib.nullcontext(sys.stdin) if is_input else open(self._list_file) as lines:
+                yield from (line.strip() for line in lines if line.strip())
+        except OSError as error:
+            raise config_lib.UsageError(f"--list={self._list_file}: {error.strerror}.") from error
