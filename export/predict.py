@@ -7,6 +7,7 @@ python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=poste
 
 import csv
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import tqdm
 from absl import flags
 
 from export import clients, poster_files
-from trainer import command_line, config as config_lib
+from trainer import command_line
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Directory of versions (the newest answers) or one version."
@@ -38,29 +39,21 @@ _MAX_SIDE = flags.DEFINE_integer(
     "Reduce larger posters to so many pixels, as the dataset did; 0: none.",
     lower_bound=0,
 )
-_TIMEOUT = flags.DEFINE_float("timeout", 60, "Seconds that a server may take for an answer.")
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 60, "Seconds that a server may take for an answer, all attempts together."
+)
 _NUM_NAMED = 5  # Of the files that were passed over.
 
 
 def main(arguments: list[str]) -> None:
     """Predicts as the flags say; ends with status 1 if a poster has no answer or there is none."""
-    if (_MODEL.value is None) == (_SERVER.value is None):
-        sys.exit("Give either --model=DIR or --server=HOST:PORT.")
-    if not arguments and not _LIST.value:
-        sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
-    if _JSON.value and _CSV.value:
-        sys.exit("Give either --json or --csv.")
+    _check_flags(arguments)
     command_line.import_tensorflow()
-    from export import saved_model
-
-    asked, failed = 0, 0
+    asked, failed, ending = 0, 0, ""
     posters = poster_files.PosterFiles(arguments, _LIST.value)
+    client = _connect()
     write = _writer()
     try:
-        if _SERVER.value:
-            client = clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
-        else:
-            client = clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
         answers = clients.ask_all(
             client, posters, _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
         )
@@ -72,21 +65,46 @@ def main(arguments: list[str]) -> None:
                 tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)
                 failed += 1
             write(poster, answer.genres[: _TOP_K.value], answer.error)
-    except (config_lib.UsageError, clients.ServerError, OSError) as error:
-        sys.exit(str(error))
+        if not asked:
+            ending = f"No posters: --list={_LIST.value} names none."
+    except clients.ServerError as error:
+        ending = f"{error}\nStopped after {asked} posters." if asked else str(error)
+    except OSError as error:
+        ending = str(error)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.stdout.flush()
+        os._exit(130)  # Without waiting for the requests that are on their way.
+    if client.sent_again:
+        print(f"Requests sent again: {client.sent_again}.", file=sys.stderr)
     if posters.passed_over:
         print(_describe_passed_over(posters.passed_over), file=sys.stderr)
-    if not asked:
-        sys.exit(f"No posters: --list={_LIST.value} names none.")
-    sys.exit(failed > 0)
+    sys.exit(ending or failed > 0)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    if (_MODEL.value is None) == (_SERVER.value is None):
+        sys.exit("Give either --model=DIR or --server=HOST:PORT.")
+    if not arguments and not _LIST.value:
+        sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
+    if _JSON.value and _CSV.value:
+        sys.exit("Give either --json or --csv.")
+
+
+def _connect():
+    if _SERVER.value:
+        return clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
+    from export import saved_model
+
+    try:
+        return clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
+    except OSError as error:
+        sys.exit(f"--model={_MODEL.value}: {error}")
 
 
 def _describe_passed_over(paths: Sequence[pathlib.Path]) -> str:
     named = ", ".join(map(str, paths[:_NUM_NAMED]))
     more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
-    return f"Passed over {len(paths)} that are no images by their names: {named}{more}."
+    return f"Files passed over, no images by their names: {len(paths)} ({named}{more})."
 
 
 def _writer():

@@ -1,8 +1,9 @@
 """A stand-in for tensorflow_model_server, which no package registry has.
 
-It answers over the real PredictionService and the real REST form from a session over
-the SavedModel, as the server does, and can join requests into batches and take up new
-versions. What it is written from is the server's source; it proves nothing of the server.
+It answers over the real PredictionService and the real REST forms from a session over
+the SavedModel, as the server does, can join requests into batches and take up new versions,
+and refuses what the server has no room for, in its words. What it is written from is the
+server's source; it proves nothing of the server.
 
     python -m tests.stand_in_server --export_dir=exports/imdb
 
@@ -11,10 +12,12 @@ serves the newest version under the directory's name until it is interrupted.
 
 import argparse
 import base64
+import collections
 import concurrent.futures
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 import re
 import threading
@@ -27,27 +30,39 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from export import saved_model
+from export import saved_model, serving_files
+
+DEFAULT = "serving_default"
+THREADS = 4 * os.cpu_count()  # Of the gRPC port, where --grpc_max_threads says nothing.
+# How the server's REST port says what its gRPC port does.
+HTTP_STATUS = {
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
 
 
-class BusyError(Exception):
-    """A request that the server has no room for now."""
+class RefusedError(Exception):
+    """A request that the server does not answer."""
 
-
-class TooLargeError(Exception):
-    """A request of more rows than a batch may have."""
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(message)
+        self.code = code
 
 
 class Model:
-    """A version in a session; says `busy` so many times before it answers."""
+    """A version in a session; refuses so many requests with `code` before it answers."""
 
-    def __init__(self, version, busy=0):
+    def __init__(self, version, busy=0, code=grpc.StatusCode.UNAVAILABLE):
         self.version = int(version.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         with self._session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(version))
         self.signatures = meta_graph.signature_def
-        self.busy = busy
+        self.busy, self.code = busy, code
         self.requests = 0
         self._lock = threading.Lock()
 
@@ -56,8 +71,11 @@ class Model:
             self.requests += 1
             self.busy -= 1
             if self.busy >= 0:
-                raise BusyError("busy")
+                raise RefusedError(self.code, "busy")
         signature = self.signatures[signature]
+        if missing := inputs.keys() - signature.inputs.keys():
+            message = f"No inputs {', '.join(missing)} found in SignatureDef"
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
         return self._session.run(
             {name: tensor.name for name, tensor in signature.outputs.items()},
             {signature.inputs[name].name: value for name, value in inputs.items()},
@@ -98,6 +116,8 @@ class Joined:
         self._largest = settings["max_batch_size"]
         self._seconds = settings["batch_timeout_micros"] / 1e6
         self._threads = threading.Semaphore(settings["num_batch_threads"])
+        self._most_waiting = settings["max_enqueued_batches"]
+        self._waiting = collections.Counter()  # Batches of each signature, the open one included.
         self._open = {}  # The batch of each signature that still takes requests.
         self._lock = threading.Lock()
         self.batches = []  # How many requests each had.
@@ -109,13 +129,15 @@ class Joined:
     def run(self, signature, **inputs):
         ((name, value),) = inputs.items()
         if len(value) > self._largest:
-            raise TooLargeError(
-                f"Task size {len(value)} is larger than maximum input batch size {self._largest}"
+            raise RefusedError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Task size {len(value)} is larger than maximum input batch size {self._largest}",
             )
         with self._lock:
             batch = self._open.get(signature)
             first = batch is None or batch.size + len(value) > self._largest
             if first:
+                self._make_room(signature)
                 batch = self._open[signature] = Batch()
             rows = slice(batch.size, batch.size + len(value))
             batch.parts.append(value)
@@ -128,6 +150,7 @@ class Joined:
                 with self._lock:
                     if self._open.get(signature) is batch:
                         del self._open[signature]
+                    self._waiting[signature] -= 1
                     self.batches.append(len(batch.parts))
                 try:
                     joined = [row for part in batch.parts for row in part]
@@ -135,6 +158,16 @@ class Joined:
                 except Exception as error:
                     batch.outputs.set_exception(error)  # Of every client in the batch.
         return {key: value[rows] for key, value in batch.outputs.result().items()}
+
+    def _make_room(self, signature):
+        waiting = self._waiting[signature]
+        if waiting >= self._most_waiting:
+            raise RefusedError(
+                grpc.StatusCode.UNAVAILABLE,
+                "The batch scheduling queue to which this task was submitted is full; currently "
+                f"{waiting} batches enqueued and max_enqueued_batches is {self._most_waiting}",
+            )
+        self._waiting[signature] += 1
 
 
 class Batch:
@@ -147,18 +180,22 @@ class Batch:
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, name, model):
+    """Has so many threads, and refuses beyond."""
+
+    def __init__(self, name, model, threads):
         self._name, self._model = name, model
+        self._threads = threading.Semaphore(threads)
 
     def _run(self, context, model_spec, **inputs):
-        if model_spec.name != self._name:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no model {model_spec.name}")
+        if not self._threads.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
         try:
-            return self._model.run(model_spec.signature_name, **inputs)
-        except BusyError as error:
-            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except TooLargeError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            check_name(model_spec.name, self._name)
+            return self._model.run(model_spec.signature_name or DEFAULT, **inputs)
+        except RefusedError as error:
+            context.abort(error.code, str(error))
+        finally:
+            self._threads.release()
 
     def Predict(self, request, context):  # noqa: N802  (the service's name for it)
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
@@ -178,14 +215,19 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
 
+def check_name(asked, served):
+    if asked != served:
+        message = f"Servable not found for request: Latest({asked})"
+        raise RefusedError(grpc.StatusCode.NOT_FOUND, message)
+
+
 @contextlib.contextmanager
-def serve_grpc(name, model, port=0):
+def serve_grpc(name, model, port=0, threads=THREADS):
     """Yields the address of a server."""
-    server = grpc.server(
-        concurrent.futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)]
-    )
+    pool = concurrent.futures.ThreadPoolExecutor(threads + 4)  # The last refuse.
+    server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1)])
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(name, model), server
+        PredictionService(name, model, threads), server
     )
     port = server.add_insecure_port(f"localhost:{port}")
     server.start()
@@ -205,27 +247,18 @@ def serve_rest(name, model, port=0):
 
         def do_GET(self):
             if self.path != f"/v1/models/{name}":
-                return self._reply(404, {"error": f"no model at {self.path}"})
+                return self._reply(404, {"error": f"Not found: {self.path}"})
             status = {"version": str(model.version), "state": "AVAILABLE"}
             return self._reply(200, {"model_version_status": [status]})
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path != f"/v1/models/{name}:predict":
-                return self._reply(404, {"error": f"no model at {self.path}"})
-            images = [
-                base64.b64decode(instance["image_bytes"]["b64"])
-                for instance in request["instances"]
-            ]
+            asked, verb = re.fullmatch(r"/v1/models/(.+):(\w+)", self.path).groups()
             try:
-                outputs = model.run(request["signature_name"], image_bytes=images)
-            except BusyError as error:
-                return self._reply(503, {"error": str(error)})
-            except TooLargeError as error:
-                return self._reply(400, {"error": str(error)})
-            columns = {key: value.tolist() for key, value in outputs.items()}
-            rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
-            return self._reply(200, {"predictions": rows})
+                check_name(asked, name)
+                self._reply(200, {"predict": predict, "classify": classify}[verb](model, request))
+            except RefusedError as error:
+                self._reply(HTTP_STATUS[error.code], {"error": str(error)})
 
         def _reply(self, status, content):
             body = json.dumps(content, default=bytes.decode).encode()
@@ -248,17 +281,36 @@ def serve_rest(name, model, port=0):
         server.server_close()
 
 
+def predict(model, request):
+    """Answers a REST request in the row format."""
+    images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["instances"]]
+    outputs = model.run(request.get("signature_name", DEFAULT), image_bytes=images)
+    columns = {key: value.tolist() for key, value in outputs.items()}
+    rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
+    return {"predictions": rows}
+
+
+def classify(model, request):
+    """Answers a REST request to the Classify API."""
+    images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["examples"]]
+    examples = [serving_files.example(image).SerializeToString() for image in images]
+    outputs = model.run(request.get("signature_name", DEFAULT), inputs=examples)
+    rows = zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True)
+    return {"results": [list(zip(labels, scores, strict=True)) for labels, scores in rows]}
+
+
 def main() -> None:
     """Serves an export, as README's line of the real server does."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--export_dir", type=pathlib.Path, required=True)
     parser.add_argument("--port", type=int, default=8500, help="of gRPC")
     parser.add_argument("--rest_api_port", type=int, default=8501)
+    parser.add_argument("--grpc_max_threads", type=int, default=THREADS)
     arguments = parser.parse_args()
     directory = arguments.export_dir.resolve()
     model = Joined(Newest(directory), directory / "batching.config")
     with (
-        serve_grpc(directory.name, model, arguments.port) as remote,
+        serve_grpc(directory.name, model, arguments.port, arguments.grpc_max_threads) as remote,
         serve_rest(directory.name, model, arguments.rest_api_port) as rest,
         contextlib.suppress(KeyboardInterrupt),
     ):
