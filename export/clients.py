@@ -86,26 +86,26 @@ def ask_all(
     """
     posters = iter(posters)
     waiting, silent = collections.deque(), 0
-    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        try:
-            while True:
-                while len(waiting) < 2 * parallel and (
-                    batch := list(itertools.islice(posters, batch_size))
-                ):
-                    waiting.append(pool.submit(_ask, client, batch, max_side))
-                if not waiting:
-                    return
-                answers, error = waiting.popleft().result()
-                silent = silent + 1 if isinstance(error, SilentError) else 0
-                if error and not client.answered:
-                    raise error
-                yield from answers
-                if silent == _GONE:
-                    for future in filter(concurrent.futures.Future.done, waiting):
-                        yield from future.result()[0]
-                    raise error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = concurrent.futures.ThreadPoolExecutor(parallel)
+    try:
+        while True:
+            while len(waiting) < 2 * parallel and (
+                batch := list(itertools.islice(posters, batch_size))
+            ):
+                waiting.append(pool.submit(_ask, client, batch, max_side))
+            if not waiting:
+                return
+            answers, error = waiting.popleft().result()
+            silent = silent + 1 if isinstance(error, SilentError) else 0
+            if error and not client.answered:
+                raise error
+            yield from answers
+            if silent == _GONE:
+                for future in filter(concurrent.futures.Future.done, waiting):
+                    yield from future.result()[0]
+                raise error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Whoever stops is not kept waiting.
 
 
 def _ask(client, batch: list[pathlib.Path], max_side: int):

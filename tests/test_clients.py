@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import signal
 import socket
 import sys
 import time
@@ -174,9 +175,11 @@ def test_a_server_that_is_always_busy_or_has_no_such_model_is_named(version, ima
 
 
 @pytest.mark.parametrize("server", ["localhost:1", "grpc://localhost:1"])
-def test_a_server_that_is_not_there_is_named(server, images):
+def test_a_server_that_is_not_there_is_named_at_once(server, images):
+    client = clients.connect(server, "posters", 60)
     with pytest.raises(clients.ServerError, match="localhost:1"):
-        clients.connect(server, "posters", 2).ask(images)
+        client.ask(images)
+    assert not client.sent_again
 
 
 @pytest.mark.parametrize("scheme", ["", "grpc://"])
@@ -280,6 +283,17 @@ def test_nothing_to_do_is_said_once_and_is_a_failure(tmp_path):
     assert result.stderr.splitlines()[-1] == f"No posters: --list={empty} names none."
     result = ask("--server=localhost:1", f"--list={empty}.gone", returncode=1)
     assert result.stderr.splitlines()[-1] == f"--list={empty}.gone: No such file or directory."
+
+
+def test_an_interrupt_does_not_wait_for_a_silent_server(synthetic_posters):
+    with socket.create_server(("localhost", 0)) as silent:
+        server = f"--server=localhost:{silent.getsockname()[1]}"
+        command = (sys.executable, "-m", "export.predict", server, "--timeout=100000")
+        process = conftest.start(*command, synthetic_posters / "Images")
+        silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (130, "", "")
 
 
 def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_path, wire):
