@@ -5,60 +5,14 @@ python -m poster_tfds.look FOLDER --config='{"csv": "films.csv"}' --json
 """
 
 import json
-import re
-import shlex
 import sys
 
 from absl import app, flags, logging
-from etils import epath
 
-from poster_tfds import description, faults, image_files, settings, source as source_lib
-from poster_tfds.poster_tfds_dataset_builder import PosterConfig
+from poster_tfds import faults, inspection, settings
 
 _CONFIG = flags.DEFINE_string("config", "{}", "Settings, as `tfds build` takes them.")
 _JSON = flags.DEFINE_bool("json", False, "Print what was found as JSON.")
-
-_HOPELESS, _POOR = 10, 100  # Posters of a genre.
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_SHOWN = 20  # Faults.
-
-
-def look(directory: epath.PathLike, given: dict) -> dict:
-    """Returns what is in a folder of posters, in values that JSON can hold.
-
-    Args:
-        directory: of the posters.
-        given: settings of a `PosterConfig`.
-
-    Raises:
-        faults.UserError: the annotations cannot be understood, or a setting cannot be used.
-    """
-    directory = epath.Path(directory).expanduser()
-    name = re.sub(r"[^\w.+-]", "_", directory.resolve().name).lstrip("._+-")
-    given = {"name": f"{name or 'posters'}", **given}
-    source = source_lib.PosterSource(directory, PosterConfig(**given))
-    facts = description.describe(source)
-    facts |= {"found": 0, "missing": 0, "converted": 0, "faults": []}
-    for row in source.rows(*source_lib.SPLITS):
-        if isinstance(row, faults.Fault):
-            facts["faults"].append(str(row))
-            facts["missing"] += bool(row.poster_id) and not source.images.find(row.poster_id)
-        else:
-            facts["found"] += 1
-            facts["converted"] += not _is_jpeg(image_files.poster_path(source.images_dir, row))
-    facts["splits"] = source.num_rows
-    counts = facts["genres"]
-    facts["cannot_be_learned"] = [g for g, count in counts.items() if count < _HOPELESS]
-    facts["learned_poorly"] = [g for g, count in counts.items() if _HOPELESS <= count < _POOR]
-    rarest = min((count for count in counts.values() if count), default=0)
-    facts["commonest_over_rarest"] = max(counts.values()) / rarest if rarest else None
-    if facts["faults"]:
-        given["on_error"] = "skip"
-    facts["command"] = (
-        f"tfds build poster_tfds --config={shlex.quote(json.dumps(given, ensure_ascii=False))} "
-        f"--manual_dir={shlex.quote(str(directory))} --data_dir=data"
-    )
-    return facts
 
 
 def main(argv: list[str]) -> None:
@@ -67,39 +21,11 @@ def main(argv: list[str]) -> None:
         sys.exit("Give one folder: python -m poster_tfds.look FOLDER")
     logging.set_verbosity(logging.ERROR)
     try:
-        facts = look(argv[1], settings.parse(_CONFIG.value))
+        facts = inspection.inspect_folder(argv[1], settings.parse(_CONFIG.value))
     except faults.UserError as error:
         sys.exit(str(error))
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if _JSON.value else _in_words(facts))
-
-
-def _is_jpeg(path: epath.Path) -> bool:
-    """Returns whether a file begins as a JPEG does; only what does not is surely converted."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_JPEG_MAGIC)) == _JPEG_MAGIC
-    except OSError:
-        return True  # The build names it.
-
-
-def _in_words(facts: dict) -> str:
-    lines = description.in_words(facts)
-    lines.append(
-        f"  {facts['found']} posters found, {facts['missing']} images missing, "
-        f"{facts['converted']} to be converted; {facts['repeated']} rows repeated"
-    )
-    lines.append(f"  splits: {', '.join(f'{name} {n}' for name, n in facts['splits'].items())}")
-    width = max(map(len, facts["genres"]))
-    for genre, count in sorted(facts["genres"].items(), key=lambda item: -item[1]):
-        remark = "cannot be learned" * (count < _HOPELESS) or "poorly" * (count < _POOR)
-        lines.append(f"    {genre:<{width}} {count:>8}  {remark}".rstrip())
-    if facts["commonest_over_rarest"]:
-        lines.append(f"  the commonest is {facts['commonest_over_rarest']:.0f} times the rarest")
-    if facts["faults"]:
-        lines.append(f"{len(facts['faults'])} rows cannot be used:")
-        lines += [f"  {fault}" for fault in facts["faults"][:_SHOWN]]
-        lines.append("Mend them, or leave them out as this does:")
-    return "\n".join([*lines, "", facts["command"]])
+    in_json = json.dumps(facts, indent=2, ensure_ascii=False)
+    print(in_json if _JSON.value else inspection.in_words(facts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import pytest
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 REAL_POSTERS = PROJECT.parent / "shared" / "movie_posters"
 

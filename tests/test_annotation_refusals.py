@@ -6,7 +6,7 @@ import sys
 import pytest
 from etils import epath
 
-from poster_tfds import faults, look, settings as settings_lib, source
+from poster_tfds import faults, inspection, settings as settings_lib, source
 from poster_tfds.poster_tfds_dataset_builder import Builder, PosterConfig
 from tests import conftest
 from tests.test_annotation_forms import (  # noqa: F401
@@ -248,7 +248,7 @@ def test_the_look_tells_what_a_build_would_do(posters):  # noqa: F811
     (posters / "Images" / "c.jpg").write_bytes(b"\x89PNG")
     command = (sys.executable, "-m", "poster_tfds.look", posters)
     facts = json.loads(conftest.run(*command, "--json").stdout)
-    assert facts == look.look(posters, {})
+    assert facts == inspection.inspect_folder(posters, {})
     expected = {
         "separator": ",", "encoding": "utf-8", "id_column": "Id", "genre_column": None,
         "genre_columns": ["Noir", "Heist"], "left_out": ["Title"], "rows": 8, "repeated": 1,
