@@ -109,7 +109,7 @@ def test_a_file_that_is_cut_off_or_of_another_kind_is_refused(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     path = legacy_file(tmp_path / "other.pth", tensor_pickle(6, 0, (2, 2), (1, 2)), [("0", 6)])
-    with pytest.raises(config.UsageError, match=r"other\.pth does not hold .* layer stem"):
+    with pytest.raises(config.UsageError, match=r"other\.pth does not have .* layer stem"):
         pretrained.load_lite0_weights(efficientnet_lite.create_backbone(32, "float32"), path)
 
 
