@@ -85,7 +85,10 @@ def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, capsy
 
     steps, _ = go_on(max_steps=20)
     assert steps == [16, 16, 20, 20]
+    leftover = tmp_path / "checkpoints" / ".incomplete-00000021"  # Of a killed run.
+    leftover.mkdir()
     steps, printed = go_on()
+    assert not leftover.exists()
     assert "Going on after step 20 of 48" in printed
     assert steps == [16, 16, 20, 20, 32, 32, 48, 48]
     assert "all 48 steps are done" in go_on()[1]

@@ -198,6 +198,9 @@ def _restore(
         learner.average,
     )
 
+    if devices.is_chief:
+        checkpoints.remove_leftovers()
+
     def describe_batch(step):
         if config.data_service:
             return "in the order of the data service"
