@@ -1,16 +1,16 @@
 """From the bytes of images to pixels in the graph of the exported model.
 
 Server-side batching joins the images of many clients, so an image that cannot be read
-must cost the others nothing: images are checked and decoded in `tf.data` pipelines inside
-the graph, which drop what fails. A batch in which every image looks like a whole, small
-JPEG is decoded together, which is fastest; any other, and one that deceives, image by image.
+must cost the others nothing: images are decoded in `tf.data` pipelines inside the graph, each
+for itself, which drop what fails. The first takes them for JPEGs, as nearly all are, with as
+few operations as can be; what it drops is looked at more closely by a second one.
 
 An image's pixels are those of the poster that a dataset would store (`poster_tfds.images`);
 an image for which that cannot be done in a graph is refused.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -60,11 +60,6 @@ class Limits(NamedTuple):
     max_side: int = 0
 
 
-# Of an image that is decoded together with others, ten at a time: at the default limits they take
-# less memory than `_PARALLEL_CALLS` of the largest.
-_SMALL = Limits(max_bytes=1 << 20, max_pixels=1 << 22)
-
-
 class ImageLoader:
     """Decodes and resizes images, row by row: what becomes of one never depends on another."""
 
@@ -100,116 +95,106 @@ class ImageLoader:
         }
         return [reasons[status] for status in sorted(reasons)]
 
-    def load(
-        self, inputs: tf.Tensor, unpack: Callable | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Decodes what can be decoded.
 
         Args:
-            inputs: string [N].
-            unpack: what makes an image file's bytes of an element, if it is not one.
+            images: string [N], files as bytes.
 
         Returns:
             `LOADED` or another status for each, int32 [N], and uint8 [N, S, S, 3], black if not
             loaded.
         """
-        if unpack:
-            return self._check_damage(inputs, unpack, *self._load_each(inputs, unpack))
-        plain = tf.reduce_all(
-            (tf.strings.length(inputs) <= self._limits.max_bytes) & ~_ask_for_a_turn(inputs)
-        )
+        status = self._check_bytes(images)
         status, pixels = tf.cond(
-            plain & (tf.size(inputs) == 1),
-            lambda: self._load_one(inputs),
-            lambda: self._load_together(inputs, plain),
+            tf.size(images) == 1,
+            lambda: self._load_one(images, status),
+            lambda: self._load_several(images, status),
         )
-        return self._check_damage(inputs, tf.identity, status, pixels)
+        return self._check_damage(images, status, pixels)
 
-    def _load_one(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loads the only image, which has few enough bytes and asks for no turn."""
-        none = np.zeros([0, 0, 3], np.uint8)
-        image = _decoded_or(none, inputs[0], lambda image: _decode_jpeg(image, self._limits))
+    def _check_bytes(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the status of each image, int32 [N], as far as it is seen without a decoder."""
+        length = tf.strings.length(images)
+        status = tf.where(_ask_for_a_turn(images), _TURNED, LOADED)
+        status = tf.where(_begins_as_jpeg(images) | _begins_as_png(images), status, _NOT_AN_IMAGE)
+        status = tf.where(length > self._limits.max_bytes, _TOO_MANY_BYTES, status)
+        return tf.where(length == 0, _EMPTY, status)
+
+    def _load_one(self, images: tf.Tensor, status: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads the only image, in a pipeline that has not even a batch."""
+        none, none_loaded = np.zeros([0, 0, 3], np.uint8), tf.zeros([0], tf.int64)
+        image = tf.cond(
+            status[0] == LOADED,
+            lambda: _decoded_or(none, images[0], lambda image: _decode_jpeg(image, self._limits)),
+            lambda: tf.constant(none),
+        )
         # Resized outside: a pipeline prepares its functions anew at each call, so that every
         # operation in them costs more than one here.
         return tf.cond(
             tf.size(image) > 0,
-            lambda: (tf.constant([LOADED]), preprocessing.resize(image, self._image_size)[None]),
-            lambda: self._load_each(inputs),
+            lambda: (status, preprocessing.resize(image, self._image_size)[None]),
+            lambda: self._load_rest(images, status, none_loaded, self._black[None]),
         )
 
-    def _load_together(self, inputs: tf.Tensor, plain: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loads images as one element of a pipeline, or as many if that fails."""
-        limits = self._limits._replace(
-            max_bytes=min(self._limits.max_bytes, _SMALL.max_bytes),
-            max_pixels=min(self._limits.max_pixels, _SMALL.max_pixels),
-        )
-        shape = [self._image_size, self._image_size, 3]
-
-        def decode_all(images):
-            return tf.map_fn(
-                lambda image: preprocessing.resize(_decode_jpeg(image, limits), shape[0]),
-                images,
-                fn_output_signature=tf.TensorSpec(shape, tf.uint8),
-            )
-
-        none = tf.zeros([0, *shape], tf.uint8)
-        pixels = tf.cond(
-            plain & tf.reduce_all(_look_like_jpegs(inputs, limits.max_bytes)),
-            lambda: _decoded_or(none, inputs, decode_all),
-            lambda: none,
-        )
-        return tf.cond(
-            tf.shape(pixels)[0] == tf.size(inputs),
-            lambda: (tf.fill(tf.shape(inputs), LOADED), pixels),
-            lambda: self._load_each(inputs),
-        )
-
-    def _load_each(
-        self, inputs: tf.Tensor, unpack: Callable = tf.identity
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Loads any number of elements, each for itself."""
-        size = tf.size(inputs, out_type=tf.int64)
+    def _load_several(self, images: tf.Tensor, status: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads any number of images, for JPEGs first."""
 
         def load(row):
-            status, image = self._decode(unpack(inputs[row]))
-            return row, status, preprocessing.resize(image, self._image_size)
+            image = _decode_jpeg(images[row], self._limits)
+            return preprocessing.resize(image, self._image_size)
 
-        # One more, which stands for all that fail.
-        black = tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
-        failed = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), _NOT_DECODED, black))
-        loaded = (
-            tf.data.Dataset.range(size)
-            .map(load, _PARALLEL_CALLS)
-            .ignore_errors()
-            .concatenate(failed)
-            .batch(size + 1)
+        rows = tf.where((status == LOADED) & _begins_as_jpeg(images))[:, 0]
+        rows, pixels = _for_each(rows, load, self._black)
+        return tf.cond(
+            tf.size(rows) == tf.size(images),
+            lambda: (status, pixels[:-1]),
+            lambda: self._load_rest(images, status, rows, pixels),
         )
-        rows, status, pixels = _run(loaded)
-        num_loaded = tf.size(rows) - 1
+
+    def _load_rest(
+        self, images: tf.Tensor, status: tf.Tensor, rows: tf.Tensor, pixels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loads those that are not among some rows, int64 [K], which are loaded.
+
+        Theirs are the first pixels, uint8 [K + 1, S, S, 3]; the last ones are black.
+        """
+        shape = tf.shape(images, tf.int64)
+
+        def load(row):
+            status, image = self._decode(images[row])
+            return status, preprocessing.resize(image, self._image_size)
+
+        num_loaded = tf.size(rows)
         positions = tf.tensor_scatter_nd_update(
-            tf.fill([size], num_loaded), rows[:-1, None], tf.range(num_loaded)
+            tf.fill(shape, num_loaded), rows[:, None], tf.range(num_loaded)
         )
-        return tf.gather(status, positions), tf.gather(pixels, positions)
+        rest = tf.where((status == LOADED) & (positions == num_loaded))
+        status = tf.tensor_scatter_nd_update(
+            status, rest, tf.fill([tf.shape(rest)[0]], _NOT_DECODED)
+        )
+        rows, (found, more) = _for_each(rest[:, 0], load, (_NOT_DECODED, self._black))
+        status = tf.tensor_scatter_nd_update(status, rows[:, None], found[:-1])
+        positions = tf.tensor_scatter_nd_update(
+            positions, rows[:, None], tf.range(num_loaded + 1, num_loaded + 1 + tf.size(rows))
+        )
+        return status, tf.gather(tf.concat([pixels, more], 0), positions)
+
+    @property
+    def _black(self) -> tf.Tensor:
+        """Stands for an image that is not loaded: uint8 [S, S, 3]."""
+        return tf.zeros([self._image_size, self._image_size, 3], tf.uint8)
 
     def _decode(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns an image's status, an int32 scalar, and uint8 [H, W, 3]; may raise an error."""
         limits = self._limits
-        length = tf.strings.length(image)
-        is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
-        status = tf.where(_ask_for_a_turn(image), _TURNED, LOADED)
-        status = tf.where(is_png | _begins_as_jpeg(image), status, _NOT_AN_IMAGE)
-        status = tf.where(length > limits.max_bytes, _TOO_MANY_BYTES, status)
-        status = tf.where(length == 0, _EMPTY, status)
-
-        def read_header():
-            shape, usual = tf.cond(is_png, lambda: _png_header(image), lambda: _jpeg_header(image))
-            num_pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
-            larger = bool(limits.max_side) & (tf.reduce_max(shape) > limits.max_side)
-            status = tf.where(usual, LOADED, tf.where(is_png, _UNUSUAL_PNG, _CMYK))
-            status = tf.where(larger, _LARGER_THAN_STORED, status)
-            return tf.where(num_pixels > limits.max_pixels, _TOO_MANY_PIXELS, status)
-
-        status = tf.cond(status == LOADED, read_header, lambda: status)
+        is_png = _begins_as_png(image)
+        shape, usual = tf.cond(is_png, lambda: _png_header(image), lambda: _jpeg_header(image))
+        num_pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+        larger = bool(limits.max_side) & (tf.reduce_max(shape) > limits.max_side)
+        status = tf.where(usual, LOADED, tf.where(is_png, _UNUSUAL_PNG, _CMYK))
+        status = tf.where(larger, _LARGER_THAN_STORED, status)
+        status = tf.where(num_pixels > limits.max_pixels, _TOO_MANY_PIXELS, status)
         decoded = tf.cond(
             status == LOADED,
             lambda: tf.cond(
@@ -220,7 +205,7 @@ class ImageLoader:
         return status, decoded
 
     def _check_damage(
-        self, inputs: tf.Tensor, unpack: Callable, status: tf.Tensor, pixels: tf.Tensor
+        self, images: tf.Tensor, status: tf.Tensor, pixels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Names JPEGs whose data end too early, of which TensorFlow says nothing.
 
@@ -230,13 +215,20 @@ class ImageLoader:
         """
         filled_in = pixels[:, -1, -1, 0] == _NO_DATA
         # What is between markers of scans, as (image, number of the part): at most three parts.
-        parts = tf.raw_ops.StringSplitV2(input=inputs, sep=_SCAN, maxsplit=2)
+        parts = tf.raw_ops.StringSplitV2(input=images, sep=_SCAN, maxsplit=2)
+
+        def check_same(row):
+            again = preprocessing.decode_and_resize(_add_filler(images[row]), self._image_size)
+            same = tf.reduce_all(again == pixels[row])
+            with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[row])]):
+                return tf.identity(row)
 
         def check():
-            shape = tf.shape(inputs, tf.int64)
+            shape = tf.shape(images, tf.int64)
             many_scans = tf.scatter_nd(parts.indices[:, :1], parts.indices[:, 1] == 2, shape)
-            suspect = (status == LOADED) & (filled_in | many_scans)
-            whole = self._find_whole(inputs, unpack, pixels, tf.where(suspect)[:, 0])
+            suspect = (status == LOADED) & (filled_in | many_scans) & _begins_as_jpeg(images)
+            rows = tf.where(suspect)[:, 0]
+            whole, _ = _for_each(rows, check_same, tf.constant(-1, tf.int64))
             whole = tf.scatter_nd(whole[:, None], tf.ones_like(whole, tf.bool), shape)
             damaged = suspect & ~whole
             black = tf.constant(0, tf.uint8)
@@ -249,42 +241,25 @@ class ImageLoader:
             tf.reduce_any(filled_in) | (parts.shape[1] > 2), check, lambda: (status, pixels)
         )
 
-    def _find_whole(
-        self, inputs: tf.Tensor, unpack: Callable, pixels: tf.Tensor, rows: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns those of some rows, int64, whose pixels a filler does not change."""
 
-        def check(row):
-            image = unpack(inputs[row])
+def images_of_examples(examples: tf.Tensor) -> tf.Tensor:
+    """Returns the feature `image_bytes` of serialized tf.Examples, string [N]; "" for no such."""
+    feature = {"image_bytes": tf.io.FixedLenFeature([], tf.string)}
 
-            def is_same():
-                again = preprocessing.decode_and_resize(_add_filler(image), self._image_size)
-                return tf.reduce_all(again == pixels[row])
+    def parse(row):
+        return tf.io.parse_single_example(examples[row], feature)["image_bytes"]
 
-            same = tf.cond(_begins_as_jpeg(image), is_same, lambda: True)
-            with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[row])]):
-                return tf.identity(row)
-
-        last = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64))
-        whole = (
-            tf.data.Dataset.from_tensor_slices(rows)
-            .map(check, _PARALLEL_CALLS)
-            .ignore_errors()
-            .concatenate(last)
-            .batch(tf.size(rows, out_type=tf.int64) + 1)
-        )
-        return _run(whole)[:-1]
+    shape = tf.shape(examples, tf.int64)
+    rows, images = _for_each(tf.range(shape[0]), parse, tf.constant(""))
+    return tf.tensor_scatter_nd_update(tf.fill(shape, ""), rows[:, None], images[:-1])
 
 
 def _begins_as_jpeg(images: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(images, 0, len(_JPEG)) == _JPEG
 
 
-def _look_like_jpegs(images: tf.Tensor, max_bytes: int) -> tf.Tensor:
-    """Returns which images begin and end as a JPEG and have few enough bytes, bool [N]."""
-    length = tf.strings.length(images)
-    end = tf.strings.substr(images, tf.maximum(length - len(_JPEG_END), 0), length)
-    return _begins_as_jpeg(images) & (end == _JPEG_END) & (length <= max_bytes)
+def _begins_as_png(images: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(images, 0, len(_PNG)) == _PNG
 
 
 def _ask_for_a_turn(images: tf.Tensor) -> tf.Tensor:
@@ -356,6 +331,29 @@ def _decoded_or(default: tf.Tensor | np.ndarray, element: tf.Tensor, decode: Cal
     """Returns what `decode` makes of an element, or `default` if it raises an error."""
     decoded = tf.data.Dataset.from_tensors(element).map(decode).ignore_errors()
     return _run(decoded.concatenate(tf.data.Dataset.from_tensors(default)).take(1))
+
+
+def _for_each(rows: tf.Tensor, function: Callable, default) -> tuple[tf.Tensor, Any]:
+    """Applies a function to rows, some at a time, and leaves out those for which it fails.
+
+    Args:
+        rows: int64 [M].
+        function: of a row, to tensors; an error in it concerns this row alone.
+        default: tensors such as the function returns.
+
+    Returns:
+        The rows, int64 [K], for which it did not fail, and its tensors for these, [K + 1, ...],
+        with the default last.
+    """
+    last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), default))
+    rows, results = _run(
+        tf.data.Dataset.from_tensor_slices(rows)
+        .map(lambda row: (row, function(row)), _PARALLEL_CALLS)
+        .ignore_errors()
+        .concatenate(last)
+        .batch(tf.size(rows, out_type=tf.int64) + 1)
+    )
+    return rows[:-1], results
 
 
 def _run(dataset: tf.data.Dataset):

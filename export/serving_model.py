@@ -93,10 +93,7 @@ class ServingModel(tf.Module):
         Returns:
             classes: string [N, G]; scores: float32 [N, G], 0 for what cannot be read.
         """
-        feature = {"image_bytes": tf.io.FixedLenFeature([], tf.string)}
-        scores, _ = self._score_images(
-            inputs, lambda example: tf.io.parse_single_example(example, feature)["image_bytes"]
-        )
+        scores, _ = self._score_images(loading.images_of_examples(inputs))
         return {"classes": self._names(scores), "scores": scores}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="pixels")])
@@ -127,20 +124,16 @@ class ServingModel(tf.Module):
             lambda: tf.zeros([0, len(self._genres)]),
         )
 
-    def _score_images(
-        self, inputs: tf.Tensor, unpack: Callable | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns scores [N, G] and errors [N] of images, or of what `unpack` makes images of."""
-        status, pixels = self.load(inputs, unpack)
+    def _score_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scores [N, G] and errors [N] of images."""
+        status, pixels = self.load(images)
         scores = self._score(pixels) * tf.cast(status == loading.LOADED, tf.float32)[:, None]
         return scores, tf.gather(self._loader.reasons, status)
 
-    def load(
-        self, inputs: tf.Tensor, unpack: Callable | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns each image's status and pixels, as `loading.ImageLoader.load` does."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
-            return self._loader.load(inputs, unpack)
+            return self._loader.load(images)
 
 
 def _verdict(error: tf.Tensor) -> dict[str, tf.Tensor]:

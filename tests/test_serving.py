@@ -100,10 +100,7 @@ def test_a_bad_image_is_answered_with_its_reason_and_harms_nobody(served, name):
     np.testing.assert_allclose(mixed["scores"][1:], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("small", [loading._SMALL, loading.Limits(1 << 20, 20_000)])
-def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are(small, monkeypatch):
-    """Whether all images are small enough to be decoded together or only some."""
-    monkeypatch.setattr(loading, "_SMALL", small)
+def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are():
     model = registry.create_model(config.Config(image_size=48), 8, "float32")
     limits = loading.Limits(conftest.MAX_BYTES, conftest.MAX_PIXELS)
     module = serving_model.ServingModel(model, [str(i) for i in range(8)], 48, 3, limits)
