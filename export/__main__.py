@@ -7,6 +7,7 @@ import sys
 
 from absl import flags
 
+from export import server_settings
 from trainer import command_line, config as config_lib
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run to export.", required=True)
@@ -29,6 +30,19 @@ _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", 0, "Newest versions to keep; 0: all.", lower_bound=0
 )
+_CORES = flags.DEFINE_integer(
+    "cores",
+    0,
+    "Cores of the server's machine, for the numbers of batching.config and server_flags.txt; 0: "
+    "those of this one.",
+    lower_bound=0,
+)
+_BATCHING_PROFILE = flags.DEFINE_enum(
+    "batching_profile",
+    server_settings.CPU,
+    server_settings.PROFILES,
+    "Where the server computes, for the same numbers.",
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -37,6 +51,7 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from export import loading, saved_model
     from poster_tfds import directory_lock
+    from trainer import runtime
 
     try:
         version = saved_model.export_saved_model(
@@ -48,6 +63,12 @@ def main(arguments: list[str]) -> None:
         )
     except (config_lib.UsageError, directory_lock.HeldError) as error:
         sys.exit(str(error))
+    server_settings.write_server_files(
+        _EXPORT_DIR.value,
+        _BATCHING_PROFILE.value,
+        _CORES.value or runtime.num_cores(),
+        replace=_CORES.present or _BATCHING_PROFILE.present,
+    )
     print(f"Published {version}")
 
 

@@ -80,7 +80,6 @@ def export_saved_model(
             unfinished.rename(version)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        serving_files.write_server_files(export_dir, export_dir.resolve().name)
         if keep_versions:
             for number in published_versions(export_dir)[:-keep_versions]:
                 _remove(export_dir / str(number))

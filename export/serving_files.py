@@ -1,4 +1,4 @@
-"""What is beside the SavedModel: warmup records, labels, the model's card, server settings."""
+"""What is in a version beside the SavedModel: warmup records, labels, the model's card."""
 
 import json
 import pathlib
@@ -6,41 +6,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from export import loading
+from export import loading, server_settings
 from trainer.reports import tables
 from trainer.run import directory
 
 _WARMUP = "assets.extra/tf_serving_warmup_requests"
-_WARMUP_BATCHES = (1, 8, 32)  # Alone, a usual batch, and the largest that the server makes.
-
-# The server's files are text protocol buffers, which take comments.
-_MODELS_CONFIG = """# tensorflow_model_server --model_config_file=THIS
-model_config_list {{
-  config {{
-    name: "{name}"
-    base_path: "{base_path}"
-    model_platform: "tensorflow"
-    # The newest version only; the old one serves while it is loaded.
-    model_version_policy {{ latest {{ num_versions: 1 }} }}
-  }}
-}}
-"""
-_BATCHING_CONFIG = """# tensorflow_model_server --enable_batching --batching_parameters_file=THIS
-# The largest batch: 32 posters of 350 pixels are 12 MB, and on a CPU one of 8 costs hardly more
-# time a poster. A request of more than 32 is refused.
-max_batch_size { value: 32 }
-# How long the first request waits for others, against some 10 ms that a poster takes.
-batch_timeout_micros { value: 5000 }
-# Batches in work at a time: set it to the cores of the machine, as the server's guide advises.
-num_batch_threads { value: 4 }
-# Batches that may wait; beyond them the server answers "unavailable" and clients try again. Full
-# ones of 10 ms a poster then wait some 20 s on one core, within the 60 that our clients allow.
-max_enqueued_batches { value: 64 }
-"""
-_MONITORING_CONFIG = """# tensorflow_model_server --rest_api_port=8501 --monitoring_config_file=THIS
-# Prometheus reads http://HOST:8501/monitoring/prometheus/metrics
-prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }
-"""
+# Alone, a usual batch, and the largest that the server makes.
+_WARMUP_BATCHES = (1, 8, server_settings.MAX_BATCH_SIZE)
 
 
 def write_version_files(
@@ -73,17 +45,6 @@ def write_version_files(
     with tf.io.TFRecordWriter(str(version / _WARMUP)) as writer:
         for request in requests:
             writer.write(request.SerializeToString())
-
-
-def write_server_files(export_dir: pathlib.Path, name: str) -> None:
-    """Writes the server's settings beside the versions, unless they are there."""
-    for file, content in (
-        ("models.config", _MODELS_CONFIG.format(name=name, base_path=export_dir.resolve())),
-        ("batching.config", _BATCHING_CONFIG),
-        ("monitoring.config", _MONITORING_CONFIG),
-    ):
-        if not (export_dir / file).exists():
-            directory.write_atomically(export_dir / file, content)
 
 
 def describe_signatures(signatures: dict[str, Any]) -> str:

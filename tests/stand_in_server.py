@@ -21,8 +21,10 @@ import os
 import pathlib
 import re
 import threading
+import time
 
 import grpc
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -33,7 +35,15 @@ from tensorflow_serving.apis import (
 from export import saved_model, serving_files
 
 DEFAULT = "serving_default"
-THREADS = 4 * os.cpu_count()  # Of the gRPC port, where --grpc_max_threads says nothing.
+POLL_SECONDS = 1  # Between two looks for new versions, as the server's default is.
+REST_SECONDS = 30  # What a REST request may take, where --rest_api_timeout_in_ms says nothing.
+THREADS = 4 * os.cpu_count()  # Of each port, where no flag says otherwise.
+POLLING_THREADS = 3  # Of gRPC's, which answer nothing: 8 had room for 5 requests.
+OF_TWO_SIZES = (
+    "Tensors with name '%s' from different tasks have different shapes and padding is turned off. "
+    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name have "
+    "equal dimensions starting with the first dim."
+)
 # How the server's REST port says what its gRPC port does.
 HTTP_STATUS = {
     grpc.StatusCode.NOT_FOUND: 404,
@@ -66,7 +76,8 @@ class Model:
         self.requests = 0
         self._lock = threading.Lock()
 
-    def run(self, signature, **inputs):
+    def run(self, signature, deadline=None, **inputs):
+        """Returns the outputs; `deadline` is a time of `time.monotonic`."""
         with self._lock:
             self.requests += 1
             self.busy -= 1
@@ -76,34 +87,44 @@ class Model:
         if missing := inputs.keys() - signature.inputs.keys():
             message = f"No inputs {', '.join(missing)} found in SignatureDef"
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
-        return self._session.run(
-            {name: tensor.name for name, tensor in signature.outputs.items()},
-            {signature.inputs[name].name: value for name, value in inputs.items()},
-        )
+        options = tf.compat.v1.RunOptions()
+        if deadline:
+            options.timeout_in_ms = max(1, int(1000 * (deadline - time.monotonic())))
+        try:
+            return self._session.run(
+                {name: tensor.name for name, tensor in signature.outputs.items()},
+                {signature.inputs[name].name: value for name, value in inputs.items()},
+                options,
+            )
+        except tf.errors.DeadlineExceededError as error:
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, error.message) from error
 
 
 class Newest:
-    """The newest version in a directory; the one before answers while it is loaded.
-
-    Looks for it when asked for its `version`, where the server looks once a second.
-    """
+    """The newest version in a directory; the one before answers while it is loaded."""
 
     def __init__(self, export_dir):
         self._export_dir = export_dir
         self._model = self._load()
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    @property
+    def version(self):
+        return self._model.version
+
+    def run(self, *arguments, **inputs):
+        return self._model.run(*arguments, **inputs)
 
     def _load(self):
         newest = saved_model.published_versions(self._export_dir)[-1]
         return Model(self._export_dir / str(newest))
 
-    @property
-    def version(self):
-        if saved_model.published_versions(self._export_dir)[-1] != self._model.version:
-            self._model = self._load()
-        return self._model.version
-
-    def run(self, signature, **inputs):
-        return self._model.run(signature, **inputs)
+    def _poll(self):
+        while True:
+            time.sleep(POLL_SECONDS)
+            newest = saved_model.published_versions(self._export_dir)[-1:]  # Empty: all is gone.
+            if newest and newest[0] != self._model.version:
+                self._model = self._load()
 
 
 class Joined:
@@ -126,8 +147,9 @@ class Joined:
     def version(self):
         return self._model.version
 
-    def run(self, signature, **inputs):
+    def run(self, signature, deadline=None, **inputs):
         ((name, value),) = inputs.items()
+        value = np.asarray(value, None if isinstance(value, np.ndarray) else object)
         if len(value) > self._largest:
             raise RefusedError(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -135,29 +157,43 @@ class Joined:
             )
         with self._lock:
             batch = self._open.get(signature)
-            first = batch is None or batch.size + len(value) > self._largest
-            if first:
+            if batch is None or batch.size + len(value) > self._largest:
                 self._make_room(signature)
                 batch = self._open[signature] = Batch()
+            # An empty list begins no batch: it waits for the first request that has something.
+            leads = len(value) > 0 and batch.size == 0
             rows = slice(batch.size, batch.size + len(value))
             batch.parts.append(value)
+            batch.deadlines.append(deadline)
             batch.size = rows.stop
             if batch.size == self._largest:
                 batch.full.set()
-        if first:
+        if leads:
             batch.full.wait(self._seconds)
             with self._threads:
-                with self._lock:
-                    if self._open.get(signature) is batch:
-                        del self._open[signature]
-                    self._waiting[signature] -= 1
-                    self.batches.append(len(batch.parts))
-                try:
-                    joined = [row for part in batch.parts for row in part]
-                    batch.outputs.set_result(self._model.run(signature, **{name: joined}))
-                except Exception as error:
-                    batch.outputs.set_exception(error)  # Of every client in the batch.
+                self._answer(batch, signature, name)
         return {key: value[rows] for key, value in batch.outputs.result().items()}
+
+    def _answer(self, batch, signature, name):
+        with self._lock:
+            if self._open.get(signature) is batch:
+                del self._open[signature]
+            self._waiting[signature] -= 1
+            self.batches.append(len(batch.parts))
+        try:
+            # The latest deadline is that of all; one request without any has none.
+            deadline = None if None in batch.deadlines else max(batch.deadlines)
+            if deadline and deadline < time.monotonic():
+                raise RefusedError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    "Run() timeout exceeded while waiting in batching queue",
+                )
+            if len({np.shape(part)[1:] for part in batch.parts}) > 1:
+                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, OF_TWO_SIZES % name)
+            joined = np.concatenate(batch.parts)
+            batch.outputs.set_result(self._model.run(signature, deadline, **{name: joined}))
+        except Exception as error:
+            batch.outputs.set_exception(error)  # Of every client in the batch.
 
     def _make_room(self, signature):
         waiting = self._waiting[signature]
@@ -174,7 +210,7 @@ class Batch:
     """Requests that are answered together."""
 
     def __init__(self):
-        self.parts, self.size = [], 0
+        self.parts, self.deadlines, self.size = [], [], 0
         self.full = threading.Event()
         self.outputs = concurrent.futures.Future()
 
@@ -184,7 +220,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def __init__(self, name, model, threads):
         self._name, self._model = name, model
-        self._threads = threading.Semaphore(threads)
+        self._threads = threading.Semaphore(threads - POLLING_THREADS)
 
     def _run(self, context, model_spec, **inputs):
         if not self._threads.acquire(blocking=False):
@@ -238,8 +274,9 @@ def serve_grpc(name, model, port=0, threads=THREADS):
 
 
 @contextlib.contextmanager
-def serve_rest(name, model, port=0):
-    """Yields the address of a server."""
+def serve_rest(name, model, port=0, threads=THREADS, seconds=REST_SECONDS):
+    """Yields the address of a server; what its threads have no time for waits, unlike by gRPC."""
+    free_threads = threading.Semaphore(threads)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         # What is not HTTP/1 is refused with a status line, as the server does it.
@@ -256,7 +293,10 @@ def serve_rest(name, model, port=0):
             asked, verb = re.fullmatch(r"/v1/models/(.+):(\w+)", self.path).groups()
             try:
                 check_name(asked, name)
-                self._reply(200, {"predict": predict, "classify": classify}[verb](model, request))
+                answer = {"predict": predict, "classify": classify}[verb]
+                with free_threads:
+                    outputs = answer(model, request, time.monotonic() + seconds)
+                self._reply(200, outputs)
             except RefusedError as error:
                 self._reply(HTTP_STATUS[error.code], {"error": str(error)})
 
@@ -270,7 +310,10 @@ def serve_rest(name, model, port=0):
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("localhost", port), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 1024  # Connections that wait to be accepted; Python's 5 drop some.
+
+    server = Server(("localhost", port), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -281,39 +324,60 @@ def serve_rest(name, model, port=0):
         server.server_close()
 
 
-def predict(model, request):
+def predict(model, request, deadline):
     """Answers a REST request in the row format."""
     images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["instances"]]
-    outputs = model.run(request.get("signature_name", DEFAULT), image_bytes=images)
+    outputs = model.run(request.get("signature_name", DEFAULT), deadline, image_bytes=images)
     columns = {key: value.tolist() for key, value in outputs.items()}
     rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
     return {"predictions": rows}
 
 
-def classify(model, request):
+def classify(model, request, deadline):
     """Answers a REST request to the Classify API."""
     images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["examples"]]
     examples = [serving_files.example(image).SerializeToString() for image in images]
-    outputs = model.run(request.get("signature_name", DEFAULT), inputs=examples)
+    outputs = model.run(request.get("signature_name", DEFAULT), deadline, inputs=examples)
     rows = zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True)
     return {"results": [list(zip(labels, scores, strict=True)) for labels, scores in rows]}
+
+
+@contextlib.contextmanager
+def serve(export_dir: pathlib.Path, **flags):
+    """Serves a directory's newest version with the flags that are beside it.
+
+    Args:
+        export_dir: directory of versions.
+        flags: other values of the flags, as text.
+
+    Yields:
+        The addresses of the REST and the gRPC port, and the batches.
+    """
+    lines = (export_dir / "server_flags.txt").read_text().splitlines()
+    flags = dict(line.removeprefix("--").partition("=")[::2] for line in lines) | flags
+    joined = Joined(Newest(export_dir), pathlib.Path(flags["batching_parameters_file"]))
+    rest = serve_rest(
+        export_dir.name,
+        joined,
+        int(flags["rest_api_port"]),
+        int(flags["rest_api_num_threads"]),
+        int(flags["rest_api_timeout_in_ms"]) / 1000,
+    )
+    remote = serve_grpc(export_dir.name, joined, int(flags["port"]), int(flags["grpc_max_threads"]))
+    with rest as rest, remote as remote:
+        yield rest, remote, joined
 
 
 def main() -> None:
     """Serves an export, as README's line of the real server does."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--export_dir", type=pathlib.Path, required=True)
-    parser.add_argument("--port", type=int, default=8500, help="of gRPC")
-    parser.add_argument("--rest_api_port", type=int, default=8501)
-    parser.add_argument("--grpc_max_threads", type=int, default=THREADS)
-    arguments = parser.parse_args()
-    directory = arguments.export_dir.resolve()
-    model = Joined(Newest(directory), directory / "batching.config")
-    with (
-        serve_grpc(directory.name, model, arguments.port, arguments.grpc_max_threads) as remote,
-        serve_rest(directory.name, model, arguments.rest_api_port) as rest,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
+    parser.add_argument("--port", default="8500", help="of gRPC")
+    parser.add_argument("--rest_api_port", default="8501")
+    arguments = vars(parser.parse_args())
+    directory = arguments.pop("export_dir").resolve()
+    with serve(directory, **arguments) as served, contextlib.suppress(KeyboardInterrupt):
+        rest, remote, _ = served
         print(f"A stand-in serves {directory.name} at {remote} and {rest}", flush=True)
         threading.Event().wait()
 

@@ -1,5 +1,6 @@
 """The clients' wires, against a stand-in for the server, and what they make of answers."""
 
+import concurrent.futures
 import contextlib
 import csv
 import functools
@@ -81,7 +82,7 @@ def test_a_busy_server_is_asked_again(version, images, served, code, monkeypatch
 
 @pytest.mark.parametrize(
     "serve",
-    [stand_in_server.serve_rest, functools.partial(stand_in_server.serve_grpc, threads=2)],
+    [stand_in_server.serve_rest, functools.partial(stand_in_server.serve_grpc, threads=5)],
 )
 def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered(
     version, tmp_path, serve, monkeypatch
@@ -113,12 +114,60 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
     assert client.sent_again >= 3
 
 
+def test_a_server_with_its_own_threads_refuses_a_handful_of_clients(version, images):
+    """What `--grpc_max_threads` is for, and what a client does where it is not given."""
+
+    class Slow(stand_in_server.Model):
+        def run(self, *arguments, **inputs):
+            time.sleep(0.2)
+            return super().run(*arguments, **inputs)
+
+    with stand_in_server.serve_grpc("posters", Slow(version), threads=8) as address:
+        client = clients.connect(address, "posters", 60)
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(client.ask, [images[:1]] * 12))
+    assert client.sent_again >= 7
+    assert all(answer == answers[0] and answer[0].genres for answer in answers)
+
+
+@pytest.mark.parametrize(("others", "status"), [(0, 504), (1, 429)])
+def test_what_takes_longer_than_the_rest_limit_is_sent_again(
+    version, images, tmp_path, others, status
+):
+    """The server's limit ends a request in work, or that waits behind another one."""
+    settings = tmp_path / "batching.config"
+    settings.write_text(
+        "max_batch_size { value: 5 }\nbatch_timeout_micros { value: 0 }\n"
+        "num_batch_threads { value: 1 }\nmax_enqueued_batches { value: 9 }\n"
+    )
+    seconds, statuses = [0.5], []
+
+    class Slow(stand_in_server.Model):
+        def run(self, signature, deadline=None, **inputs):
+            wait = seconds.pop() if seconds else 0
+            time.sleep(wait)
+            return super().run(signature, deadline and max(deadline, others * 1e9), **inputs)
+
+    joined = stand_in_server.Joined(Slow(version), settings)
+    with stand_in_server.serve_rest("posters", joined, seconds=0.2) as address:
+        client = clients.connect(address, "posters", 60)
+        sent = client._session.post
+        client._session.post = lambda *a, **k: (r := sent(*a, **k), statuses.append(r.status_code))[
+            0
+        ]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(client.ask, images) for _ in range(1 + others)]
+            answers = [future.result() for future in asked]
+    assert status in statuses and client.sent_again
+    assert all(a.genres for answer in answers for a in answer)
+
+
 def test_a_refused_request_harms_only_its_posters(version, synthetic_posters, wire):
     posters = sorted((synthetic_posters / "Images").glob("*.jpg"))[:9]
     refused = posters[3].read_bytes()
 
     class Model(stand_in_server.Model):
-        def run(self, signature, image_bytes):
+        def run(self, signature, deadline=None, *, image_bytes):
             if refused in list(image_bytes):
                 raise stand_in_server.RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "unwanted")
             return super().run(signature, image_bytes=image_bytes)
@@ -133,8 +182,9 @@ def test_a_refused_request_harms_only_its_posters(version, synthetic_posters, wi
 
 def test_a_server_that_goes_away_ends_the_asking(version, synthetic_posters, wire):
     posters = sorted((synthetic_posters / "Images").glob("*.jpg"))[:32]
-    asked, failed = 0, []
-    with wire("posters", stand_in_server.Model(version)) as address:
+    asked, failed, model = 0, [], stand_in_server.Model(version)
+    model.run("serving_default", image_bytes=[posters[0].read_bytes()])  # Or it takes seconds.
+    with wire("posters", model) as address:
         client = clients.connect(address, "posters", 1)
         answers = clients.ask_all(client, posters, batch_size=1, parallel=1)
         assert next(answers)[1].genres

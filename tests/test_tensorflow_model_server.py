@@ -26,10 +26,14 @@ pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `s
 
 import grpc
 from google.protobuf import text_format
-from tensorflow_serving.apis import classification_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import clients, saved_model, serving_files
+from export import clients, saved_model, server_settings, serving_files
 from tests import conftest, load, stand_in_server
 
 SERVER = os.environ.get("TENSORFLOW_MODEL_SERVER") or shutil.which("tensorflow_model_server")
@@ -56,7 +60,7 @@ def server(request, export_dir, tmp_path_factory):
         pytest.skip(message)
     directory = tmp_path_factory.mktemp("served") / "posters"
     shutil.copytree(export_dir / "1", directory / "1")
-    serving_files.write_server_files(directory, "posters")
+    server_settings.write_server_files(directory, server_settings.CPU, os.cpu_count())
     start = start_real if request.param == "real" else start_stand_in
     with start(directory) as started:
         wait_for_version(started, 1)
@@ -83,23 +87,22 @@ def start_real(directory):
 
 @contextlib.contextmanager
 def start_stand_in(directory):
-    newest = stand_in_server.Newest(directory)
-    joined = stand_in_server.Joined(newest, directory / "batching.config")
-    rest = stand_in_server.serve_rest("posters", joined)
-    with rest as rest, stand_in_server.serve_grpc("posters", joined) as remote:
+    with stand_in_server.serve(directory, port="0", rest_api_port="0") as (rest, remote, joined):
         yield Server(directory, rest, remote, joined=joined)
 
 
 def readme_flags(directory, grpc_port, rest_port):
-    """The flags of README's line that starts the server, for other files and ports."""
-    readme = (conftest.PROJECT / "export/README.md").read_text().replace("\\\n", " ")
-    (line,) = re.findall("^tensorflow_model_server (.*)$", readme, re.MULTILINE)
-    line = line.replace("exports/imdb", shlex.quote(str(directory)))
-    ports = {"port": grpc_port, "rest_api_port": rest_port}
-    for name, port in ports.items():
-        line, found = re.subn(rf"(?<=--{name}=)\d+", str(port), line)
+    """The flags that README's line gives the server, for other files and ports."""
+    flags = directory / "server_flags.txt"
+    for name, port in (("port", grpc_port), ("rest_api_port", rest_port)):
+        text, found = re.subn(rf"^--{name}=\d+$", f"--{name}={port}", flags.read_text(), flags=re.M)
         assert found == 1
-    return shlex.split(line)
+        flags.write_text(text)
+    readme = (conftest.PROJECT / "export/README.md").read_text()
+    (line,) = re.findall("^xargs .* tensorflow_model_server$", readme, re.MULTILINE)
+    line = line.replace("exports/imdb", shlex.quote(str(directory)))
+    line = line.replace("tensorflow_model_server", r"printf '%s\n'")
+    return conftest.run("bash", "-c", line).stdout.splitlines()
 
 
 def free_port():
@@ -133,7 +136,8 @@ def posters(synthetic_posters):
 
 
 def test_readmes_line_names_settings_that_are_there(server):
-    flags = dict(flag[2:].partition("=")[::2] for flag in readme_flags(server.export_dir, 1, 2))
+    flags = readme_flags(server.export_dir, 1, 2)
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in flags)
     named = {name: value for name, value in flags.items() if name.endswith("_file")}
     assert named.keys() == {
         "model_config_file",
@@ -141,6 +145,7 @@ def test_readmes_line_names_settings_that_are_there(server):
         "monitoring_config_file",
     }
     assert "enable_batching" in flags
+    assert (flags["port"], flags["rest_api_port"]) == ("1", "2")
     config = model_server_config_pb2.ModelServerConfig()
     for name, value in named.items():
         with open(value) as file:
@@ -167,6 +172,58 @@ def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
 def test_a_request_of_more_than_a_batch_is_refused_by_name(server, posters, wire):
     with pytest.raises(clients.ServerError, match="larger than maximum input batch size"):
         clients.connect(getattr(server, wire), "posters", 60).ask(posters[:1] * 33)
+
+
+def test_an_empty_list_is_answered_when_another_request_comes(server, posters):
+    """A fault of the server's, of which README warns: it waits until then."""
+    client = clients.connect(server.grpc, "posters", 60)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        empty = pool.submit(client.ask, [])
+        try:
+            with pytest.raises(TimeoutError):
+                empty.result(timeout=1)
+        finally:
+            client.ask(posters[:1])
+        assert empty.result() == []
+
+
+def test_pixels_of_two_sizes_that_are_joined_are_both_refused(server):
+    def ask(side):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = "posters", "pixels"
+        pixels = np.zeros([1, side, side, 3], np.uint8)
+        request.inputs["pixels"].CopyFrom(tf.make_tensor_proto(pixels))
+        try:
+            stub.Predict(request, timeout=60)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+        return None
+
+    with (
+        grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel,
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        for _ in range(50):  # Until two come within the time that the first waits.
+            if any(refused := list(pool.map(ask, (48, 50)))):
+                break
+    assert [code for code, _ in refused] == [grpc.StatusCode.FAILED_PRECONDITION] * 2
+    assert all("from different tasks have different shapes" in details for _, details in refused)
+
+
+def test_sixty_four_clients_are_answered_at_once(server, posters):
+    """Requests of one image, none sent again; the server's own pool has 4 threads a core."""
+    expected = server_client_of(server).ask(posters)
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        asking = [server_client_of(server) for _ in range(64)]
+        answers = list(pool.map(lambda i: asking[i].ask([posters[i % 12]]), range(64)))
+    assert not sum(client.sent_again for client in asking)
+    for i, (answer,) in enumerate(answers):
+        assert dict(answer.genres) == pytest.approx(dict(expected[i % 12].genres), abs=1e-5)
+
+
+def server_client_of(server):
+    return clients.connect(server.grpc, "posters", 60)
 
 
 def test_the_classify_api_answers_as_the_saved_model_does(server, posters):
