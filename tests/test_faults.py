@@ -113,9 +113,16 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
         "do not fit",
     )
     run = directory.RunDirectory(tmp_path)
-    other_model = dataclasses.replace(run.read_config()[0], model="compact_cnn")
-    with pytest.raises(config.UsageError, match="checkpoints do not fit another model"):
-        run.check_continues(other_model, resume=True, override=True)
+    for change, said in (
+        ({"model": "compact_cnn"}, "checkpoints do not fit another model"),
+        (
+            {"batch_size": 64},
+            "--batch_size: 32 then, 64 now\n.*epochs of others would be miscounted",
+        ),
+    ):
+        other = dataclasses.replace(run.read_config()[0], **change)
+        with pytest.raises(config.UsageError, match=said):
+            run.check_continues(other, resume=True, override=True)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):

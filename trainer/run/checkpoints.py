@@ -68,12 +68,13 @@ class Checkpoints:
         self._directory = directory
         self._num_kept = num_kept
         self._chief = chief
-        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         num_genres = model.output_shape[-1]
-        self._labels, self._logits = (
-            tf.Variable(tf.zeros([0, num_genres]), shape=[None, num_genres], trainable=False)
-            for _ in range(2)
-        )
+        with tf.device("/cpu:0"):  # An epoch's answers would take memory of the GPU.
+            self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._labels, self._logits = (
+                tf.Variable(tf.zeros([0, num_genres]), shape=[None, num_genres], trainable=False)
+                for _ in range(2)
+            )
         # What dropout draws from is part of `variables`, not of `weights`.
         weights = {id(variable) for variable in model.weights}
         self._checkpoint = tf.train.Checkpoint(

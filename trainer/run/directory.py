@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "strategy",
     "tpu",
     "worker_timeout",
+    "max_restarts",
     "logical_cpus",
     "jit_compile",
     "steps_per_call",
@@ -37,7 +38,14 @@ _MAY_CHANGE = {
     "keep_checkpoints",
 }
 _KEYS = ["epoch", "step", "split"]  # What tells records of metrics apart.
-_DECIDES_WEIGHTS = {"model", "image_size"}  # Checkpoints do not fit another.
+_OTHER_MODEL = "Its checkpoints do not fit another model."
+# What --override cannot change, and why.
+_FIXED = {
+    "model": _OTHER_MODEL,
+    "image_size": _OTHER_MODEL,
+    "batch_size": "Its checkpoints count batches, so that epochs of others would be miscounted; "
+    "begin another run with its weights, by --init_from.",
+}
 
 
 def local_path(path: str | os.PathLike, flag: str) -> pathlib.Path:
@@ -111,7 +119,8 @@ class RunDirectory:
         if config.learning_rate_schedule != "constant":
             fixed |= {"epochs"}  # The schedule ends with the last.
         changed = {name for name in fixed if before[name] != now[name]}
-        if changed and not (override and not changed & _DECIDES_WEIGHTS):
+        reasons = {_FIXED[name] for name in changed & _FIXED.keys()}
+        if changed and (reasons or not override):
             raise config_lib.UsageError(
                 f"--run_dir={self.path} holds a run with other settings:\n"
                 + "\n".join(
@@ -120,11 +129,7 @@ class RunDirectory:
                     if name in changed
                 )
                 + "\nRepeat its settings to continue it, or choose another directory. "
-                + (
-                    "Its checkpoints do not fit another model."
-                    if changed & _DECIDES_WEIGHTS
-                    else "--override goes on with the new ones."
-                )
+                + (" ".join(sorted(reasons)) or "--override goes on with the new ones.")
             )
 
     def check_same_data(self, genres: list[str], num_train: int) -> None:
