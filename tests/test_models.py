@@ -257,3 +257,21 @@ def test_the_average_of_the_weights_is_numpys_and_has_the_statistics_too():
     assert any("moving_variance" in weight.path for weight in average.weights)
     for found, value in zip(average.get_weights(), expected, strict=True):
         np.testing.assert_allclose(found, value, atol=1e-5)
+
+
+def test_frozen_layers_are_left_out_of_the_average_and_stand_in_it_as_they_are():
+    chosen = config.Config(model="efficientnet_lite0", image_size=32, freeze="stem,block0_*")
+    average, model = (registry.create_model(chosen, 3, "float32") for _ in range(2))
+    names = ("stem", "block0_depthwise", "block0_project")
+    layers_frozen = [model.get_layer("backbone").get_layer(name) for name in names]
+    frozen = {id(weight) for layer in layers_frozen for weight in layer.weights}
+    assert len(frozen) == 3 * 5  # Filters, scale and offset, mean and variance.
+    running = optimizer_lib.WeightAverage(average, model, momentum=0.5)
+    begun, current = average.get_weights(), model.get_weights()
+    model.set_weights([weight + 1 for weight in current])
+    running.update(tf.constant(100))
+    for mean, before, weight, old in zip(
+        average.weights, begun, model.weights, current, strict=True
+    ):
+        expected = old if id(weight) in frozen else (before + old + 1) / 2
+        np.testing.assert_allclose(mean.numpy(), expected, atol=1e-6, err_msg=weight.path)

@@ -1,5 +1,7 @@
 """Adam as the settings ask for it, and a running average of the weights that it trains."""
 
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
 
@@ -37,6 +39,7 @@ def create_optimizer(
 class WeightAverage:
     """A running average of a model's weights, normalization statistics included, in another model.
 
+    Layers that are frozen have no part in it: there the other model has the weights themselves.
     It begins with a short memory, which grows with the steps up to the momentum, as
     `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
@@ -49,10 +52,13 @@ class WeightAverage:
             model: what is averaged; it has the same layers.
             momentum: share of the average that a step keeps, in the end.
         """
-        self._pairs = [
-            (mean.value, weight.value)
-            for mean, weight in zip(average.weights, model.weights, strict=True)
-        ]
+        frozen = {id(weight) for weight in _frozen_weights(model)}
+        self._pairs = []
+        for mean, weight in zip(average.weights, model.weights, strict=True):
+            if id(weight) in frozen:
+                mean.assign(weight)
+            else:
+                self._pairs.append((mean.value, weight.value))
         self._momentum = momentum
 
     def update(self, step: tf.Tensor) -> None:
@@ -61,3 +67,11 @@ class WeightAverage:
         momentum = tf.minimum(self._momentum, (1 + step) / (10 + step))
         for mean, weight in self._pairs:
             mean.assign(mean + (1 - momentum) * (weight - mean))
+
+
+def _frozen_weights(model: keras.Model) -> Iterator[keras.Variable]:
+    for layer in model.layers:
+        if not layer.trainable:
+            yield from layer.weights
+        elif isinstance(layer, keras.Model):
+            yield from _frozen_weights(layer)
