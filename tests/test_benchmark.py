@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from tests import conftest
-from trainer import config
-from trainer.benchmark import __main__ as benchmark, stages, turns
+from trainer import config, flops
+from trainer.benchmark import __main__ as benchmark, turns
 from trainer.models import registry
 
 NAMES = [
@@ -75,7 +75,7 @@ def test_operations_of_the_reference_cnn():
     dense = [2 * 51200 * 128, 2 * 128 * 128, 2 * 128 * 25]
     expected = 3 * sum(convolutions + dense) - convolutions[0]
     model = registry.create_model(config.Config(image_size=350), 25, "float32")
-    assert stages.training_flops(model) == expected
+    assert flops.training_flops(model) == expected
     assert expected == pytest.approx(2.55e9, rel=0.01)
 
 

@@ -70,7 +70,7 @@ def measure(config: config_lib.Config) -> None:
     import tensorflow as tf
     import tqdm
 
-    from trainer import runtime
+    from trainer import flops as flops_lib, runtime
     from trainer.benchmark import peers, stages as stages_lib, turns
     from trainer.data import splits
     from trainer.models import registry
@@ -108,7 +108,7 @@ def measure(config: config_lib.Config) -> None:
         memory.update({name: peer.peak_memory() for name, peer in started.items()})
     flops = stages_lib.matmul_flops(precision, _SECONDS.value / _TURNS)
     model = registry.create_model(config, num_genres, precision)
-    limit = flops / stages_lib.training_flops(model)
+    limit = flops / flops_lib.training_flops(model)
     figures = {name: turn.figures() for name, turn in measured.items()}
     device = tf.config.list_logical_devices()[-1].device_type
     cores = runtime.num_cores()

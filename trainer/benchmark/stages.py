@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer import config as config_lib, runtime, steps
 from trainer.benchmark import turns
 from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
-from trainer.models import layers, optimizer as optimizer_lib, registry
+from trainer.models import optimizer as optimizer_lib, registry
 
 Stage = Callable[[float], turns.Turn]
 _COUNTED = 64  # Examples counted at a time in the stages before batching.
@@ -111,27 +111,6 @@ def matmul_flops(precision: str, seconds: float) -> float:
         product().numpy()
         best = min(best, time.perf_counter() - start)
     return 2 * _MATMUL_SIZE**3 / best
-
-
-def training_flops(model: keras.Model) -> float:
-    """Returns the operations that a model's convolutions and dense layers take an image.
-
-    A multiplication with its addition counts as two. The gradients of filters and of
-    inputs each take as much as the forward pass; the first layer's inputs need none.
-    """
-    forward = list(_forward_flops(model))
-    return 3 * sum(forward) - forward[0]
-
-
-def _forward_flops(model: keras.Model) -> Iterator[float]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _forward_flops(layer)
-        elif isinstance(layer, keras.layers.Dense):
-            yield 2 * layer.kernel.shape.num_elements()
-        elif isinstance(layer, keras.layers.Conv2D | layers.ConvBatchNorm):
-            _, height, width, _ = layer.output.shape
-            yield 2 * height * width * layer.kernel.shape.num_elements()
 
 
 def _train_batches(split: splits.Split, config: config_lib.Config, cache: str) -> tf.data.Dataset:
