@@ -67,6 +67,7 @@ def metrics(run_dir):
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         del record["images_per_second"], record["seconds"]
+        record.pop("flops_per_second", None)
     return records
 
 
@@ -181,7 +182,7 @@ def test_a_second_signal_stops_at_once(data_dir, tmp_path):
         assert process.poll() is None
     before = steps(tmp_path)
     process.send_signal(signal.SIGTERM)
-    while "SIGTERM: stopping after this step" not in process.stderr.readline():
+    while "SIGTERM: stopping, with a checkpoint" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)
@@ -189,9 +190,10 @@ def test_a_second_signal_stops_at_once(data_dir, tmp_path):
 
 
 def test_a_checkpoint_is_saved_when_the_last_is_old(data_dir, tmp_path):
+    """It is looked at after the first step, and then about once a second."""
     flags = ("--epochs=1", "--checkpoint_every_seconds=0", "--keep_checkpoints=99")
     finish(start(data_dir, tmp_path, *flags))
-    assert steps(tmp_path) == list(range(1, 17))
+    assert {1, 16} <= set(steps(tmp_path))
 
 
 def damage(path):

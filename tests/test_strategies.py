@@ -6,9 +6,10 @@ import socket
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.test_resume import FLAGS, assert_same_run, finish, metrics, start, state, steps, wait_for
-from trainer import config, runtime
+from trainer import cluster, config, runtime
 
 # The last of 510 posters in batches of 48 are 30: of three replicas one has 16, one 14, one none.
 SMOOTH = ("--batch_size=48", "--max_steps=20", "--learning_rate=0.01", "--weight_average=0.9")
@@ -76,8 +77,10 @@ def test_two_replicas_agree_with_one_device(data_dir, tmp_path, one_device):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_workers_agree_with_one_device(data_dir, tmp_path, one_device, count):
+    """Two in calls of several steps, three in as many as they agree on."""
+    flags = (*SMOOTH, "--steps_per_call=5") if count == 2 else SMOOTH
     workers, _ = start_workers(
-        count, data_dir, tmp_path, *SMOOTH, module="tests.exact_trainer", EXACT_TRAINER="smooth"
+        count, data_dir, tmp_path, *flags, module="tests.exact_trainer", EXACT_TRAINER="smooth"
     )
     for worker in workers:
         printed = finish(worker)
@@ -108,6 +111,69 @@ def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp
     printed = finish(workers[0])
     assert "A worker is gone" in printed
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_worker_starts_anew_no_more_often_than_asked(data_dir, tmp_path):
+    workers, _ = start_workers(2, data_dir, tmp_path, "--epochs=1000", "--max_restarts=0")
+    assert wait_for(lambda: steps(tmp_path), workers[1])
+    workers[1].kill()
+    finish(workers[1], -signal.SIGKILL)
+    printed = finish(workers[0], returncode=1)
+    assert "A worker is gone" in printed
+    assert "started anew 0 times, as often as --max_restarts=0 allows" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (tf.errors.UnavailableError(None, None, "Connection reset by peer"), True),
+        (tf.errors.AbortedError(None, None, "It has likely restarted."), True),
+        (tf.errors.InternalError(None, None, "unexpected exception in check alive: gone"), True),
+        (tf.errors.InternalError(None, None, "Blas GEMM launch failed"), False),
+    ],
+)
+def test_only_what_a_lost_worker_causes_starts_a_process_anew(error, is_lost, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    expected = cluster.WorkerLostError if is_lost else tf.errors.InternalError
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with pytest.raises(expected), cluster.lost_workers_named(strategy):
+        raise error
+    # Without other workers none is lost.
+    with pytest.raises(type(error)), cluster.lost_workers_named(tf.distribute.get_strategy()):
+        raise error
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_votes_are_held_about_once_a_second_whatever_a_step_takes():
+    clock = Clock()
+    vote = cluster.Vote(tf.distribute.get_strategy(), clock)
+
+    def held(seconds_per_step, count):
+        """Returns when votes were held in so many steps."""
+        times = []
+        for _ in range(count):
+            clock.now += seconds_per_step
+            if vote.is_due(1):
+                assert vote.hold(True, False) == (True, False)
+                assert vote.seconds_per_step == pytest.approx(seconds_per_step, abs=2e-6)
+                times.append(clock.now)
+        return np.diff(times)
+
+    assert held(1 / 64, 1000)[-5:] == pytest.approx([1.0] * 5, abs=1 / 32)
+    vote.begin()
+    assert held(3.0, 5).tolist() == [3.0] * 4  # Each step.
+    vote.begin()
+    quick = held(1 / 1024, 5000)
+    assert max(quick) <= 1.0 and sum(quick > 0.9) >= 2
+    clock.now += 1.0  # One step that takes long is not followed by a thousand.
+    assert vote.is_due(1)
 
 
 def test_a_signal_to_one_worker_stops_all_with_a_checkpoint(data_dir, tmp_path):

@@ -1,12 +1,15 @@
 """The workers of a run: which there are, waiting for them, votes among them, losing one."""
 
 import contextlib
+import math
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib
@@ -19,6 +22,9 @@ _JOBS = {"chief", "worker"}
 _SECONDS_TO_FIRST_LINE = 5
 _SECONDS_BETWEEN_LINES = 30
 _SECONDS_BETWEEN_LOOKS = 1
+_SECONDS_BETWEEN_VOTES = 1
+# The one internal error that a lost worker causes: TensorFlow's thread that looks after all fails.
+_HEALTH_CHECK = "unexpected exception in check alive"
 
 
 class WorkerLostError(RuntimeError):
@@ -125,19 +131,56 @@ def _answers(address: str) -> bool:
     return True
 
 
-def make_vote(strategy: tf.distribute.Strategy) -> Callable[..., tuple[bool, ...]]:
-    """Returns a function of booleans that tells for each whether any worker says so.
+class Vote:
+    """What any worker wants, all of them do: put to the vote about once a second.
 
-    All workers must call it equally often. With one worker it returns what it is given.
+        if vote.is_due(num_steps):
+            stop, save = vote.hold(stop_requested, save_is_due)
+
+    A vote is a collective operation and each waits for the step before it, so one a step would
+    keep the devices waiting. All workers must make the same calls. How many steps there are to
+    the next vote they agree on in the one before, since their clocks differ.
+
+    Attributes:
+        seconds_per_step: of the slowest worker, from the last vote to the one before it.
     """
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return lambda *opinions: opinions
-    gather = _make_gather(strategy)
 
-    def vote(*opinions):
-        return tuple(bool(of_all.any()) for of_all in gather(opinions).T)
+    def __init__(
+        self, strategy: tf.distribute.Strategy, clock: Callable[[], float] = time.monotonic
+    ):
+        """Makes the first vote due after the first step.
 
-    return vote
+        Args:
+            strategy: where the workers are; there may be one.
+            clock: tells the seconds.
+        """
+        self._is_alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        self._gather = (lambda row: np.array([row])) if self._is_alone else _make_gather(strategy)
+        self._clock = clock
+        self.seconds_per_step = math.inf
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets how fast steps were: those that follow are of another kind."""
+        self._steps, self._steps_to_next = 0, 1
+        self._last = self._clock()
+
+    def is_due(self, steps: int) -> bool:
+        """Counts steps; returns whether a vote is to be held after them."""
+        self._steps += steps
+        is_late = self._is_alone and self._clock() - self._last >= _SECONDS_BETWEEN_VOTES
+        return is_late or self._steps >= self._steps_to_next
+
+    def hold(self, *opinions: bool) -> tuple[bool, ...]:
+        """Returns for each opinion whether any worker has it."""
+        now = self._clock()
+        microseconds = math.ceil(1e6 * (now - self._last) / max(self._steps, 1))
+        *agreed, slowest = self._gather([*opinions, max(microseconds, 1)]).max(axis=0)
+        self.seconds_per_step = slowest / 1e6
+        # At most twice as many as before: the first steps may be quicker than those that follow.
+        steps_to_next = min(2 * self._steps_to_next, _SECONDS_BETWEEN_VOTES / self.seconds_per_step)
+        self._steps, self._steps_to_next, self._last = 0, max(int(steps_to_next), 1), now
+        return tuple(map(bool, agreed))
 
 
 def check_same_step(strategy: tf.distribute.Strategy, step: int) -> None:
@@ -178,9 +221,12 @@ def lost_workers_named(strategy: tf.distribute.Strategy):
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
-        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        is_alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        is_internal = isinstance(error, tf.errors.InternalError)
+        if is_alone or (is_internal and _HEALTH_CHECK not in str(error)):
             raise
-        raise WorkerLostError(str(error)) from error
+        reason = re.search("Collective ops is aborted by: (.*)", str(error))
+        raise WorkerLostError(reason[1] if reason else str(error).splitlines()[0]) from error
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -80,10 +80,11 @@ class Config:
     precision: str = _devices("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
     strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
     worker_timeout: float = _devices(600.0, "Seconds to wait until all workers that TF_CONFIG names have started; 0: for ever.", minimum=0)
+    max_restarts: int = _devices(10, "How often a process may start anew, in all, because another worker is lost.", minimum=0)
     tpu: str = _devices("", "Name or address of the TPU, for --strategy=tpu.")
     logical_cpus: int = _devices(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
     jit_compile: bool = _devices(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
-    steps_per_call: int = _devices(1, "Steps that the device takes before Python is asked again.", minimum=1)
+    steps_per_call: int = _devices(0, "Steps that the device takes before Python is asked again; 0: as many as take 0.05 seconds, where one takes less than 0.01.", minimum=0)
     deterministic: bool = _devices(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
     # fmt: on
 

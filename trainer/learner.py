@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import tensorflow as tf
 
 from trainer import config as config_lib, runtime
 from trainer.data import run_data
@@ -36,6 +37,18 @@ class Learner:
         """What is evaluated and exported: the average, if there is one."""
         model = self.average or self.model
         return model.get_layer(self.part) if self.part else model
+
+    def facts(self, step: int) -> dict[str, float]:
+        """Returns what `metrics.jsonl` has of the optimizer after a step.
+
+        The learning rate of the next step and, where the loss is scaled for float16, its scale
+        and how many steps were skipped since the run began, as their gradients overflowed.
+        """
+        facts = {"learning_rate": float(tf.convert_to_tensor(self.optimizer.learning_rate))}
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            facts["loss_scale"] = float(tf.convert_to_tensor(self.optimizer.dynamic_scale))
+            facts["skipped_steps"] = step - int(tf.convert_to_tensor(self.optimizer.iterations))
+        return facts
 
 
 def create_learner(

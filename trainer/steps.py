@@ -23,8 +23,9 @@ def make_train_step(
     """Returns a compiled function that trains on the next global batches of an iterator.
 
     It gives the labels and the logits [B, G] of all replicas together, weights [B] of one,
-    and `finite` [replicas]: whether the loss and, unless it is scaled for float16, its
-    gradients were finite.
+    and `finite` [replicas]: whether the loss and its gradients were finite. Where the loss is
+    scaled for float16, gradients may overflow: then the step is skipped and the scale halved,
+    and it is the scale that must not have fallen under 1.
 
     Args:
         model: the model.
@@ -48,10 +49,12 @@ def make_train_step(
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
         finite = tf.math.is_finite(mean_loss)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = _agree_on_overflow(gradients, context)
+            optimizer.apply(_agree_on_overflow(gradients, context), model.trainable_variables)
+            # It is doubled every 2000 steps; so small it is only where every step is skipped.
+            finite &= tf.convert_to_tensor(optimizer.dynamic_scale) >= 1
         else:
             finite &= _all_finite(gradients)
-        optimizer.apply(gradients, model.trainable_variables)
+            optimizer.apply(gradients, model.trainable_variables)
         weight = tf.ones_like(batch["genres"][:, 0])
         return {
             "labels": batch["genres"],

@@ -27,7 +27,7 @@ def train_and_evaluate(
     """Trains a model, evaluates it after every epoch and leaves a run directory.
 
     A run that was stopped, by whatever means, goes on from its last checkpoint as if it
-    had not been. SIGTERM and Ctrl-C end it after the step in hand, with a checkpoint.
+    had not been. SIGTERM and Ctrl-C end it within about a second, with a checkpoint.
 
     Args:
         config: the settings.
@@ -59,7 +59,7 @@ def train_and_evaluate(
             tf.config.experimental.enable_op_determinism()
         learner = learner_lib.create_learner(config, data, devices)
         state = _restore(config, run, devices, data, learner, stop)
-        log = run_log.RunLog(config, run, devices, data, learner.model)
+        log = run_log.RunLog(config, run, devices, data, learner)
         log.describe_run()
         inputs = _open_inputs(config, run, devices, data, learner.model, state)
         if inputs is None:
@@ -71,7 +71,7 @@ def train_and_evaluate(
             config,
             data,
             log,
-            learning_rate=lambda: float(tf.convert_to_tensor(learner.optimizer.learning_rate)),
+            learner,
             train_step=_make_train_step(config, data, devices, learner),
             eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
             train_batches=iter(distribute(inputs.train)),
@@ -83,7 +83,7 @@ def train_and_evaluate(
             if report:
                 page.write_report(run_dir, should_stop=lambda: stop.requested)
             log.finish()
-        state.should_stop()  # The other workers must not leave while the chief is at work.
+        state.wait_for_workers()  # The others must not leave while the chief is at work.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Context:
         config: the settings.
         data: the splits.
         log: what is told of the run.
-        learning_rate: gives the learning rate of the next step.
+        learner: what is trained.
         train_step: of `steps.make_train_step`.
         eval_step: of `steps.make_eval_step`.
         train_batches: what `train_step` takes.
@@ -104,7 +104,7 @@ class Context:
     config: config_lib.Config
     data: run_data.RunData
     log: run_log.RunLog
-    learning_rate: Callable[[], float]
+    learner: learner_lib.Learner
     train_step: Callable[..., dict[str, tf.Tensor]]
     eval_step: Callable[..., dict[str, tf.Tensor]]
     train_batches: Iterator
@@ -152,7 +152,7 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
     with progress, context.data.train.damage_named():
         while state.step < end and not state.stopped:
             next_save = state.next_save(end)
-            count = min(config.steps_per_call, next_save - state.step)
+            count = min(state.steps_per_call, next_save - state.step)
             outputs = context.train_step(context.train_batches, count)
             progress.update(len(outputs["weight"]), count)
             state.advance(count, outputs, save=state.step + count == next_save)
@@ -175,7 +175,7 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
         if answers is None:
             return
         predicted[split.name] = answers
-    context.log.record(state.step, context.learning_rate(), predicted)
+    context.log.record(state.step, context.learner.facts(state.step), predicted)
     state.is_recorded = True
     state.prune()
 

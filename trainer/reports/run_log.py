@@ -4,10 +4,10 @@ import pathlib
 import time
 from collections.abc import Mapping
 
-import keras
 import numpy as np
+import tensorflow as tf
 
-from trainer import config as config_lib, runtime, steps
+from trainer import config as config_lib, flops, learner as learner_lib, runtime, steps
 from trainer.data import pipeline, run_data
 from trainer.reports import curves, scores, tables, tensorboard
 from trainer.run import directory
@@ -24,7 +24,7 @@ class RunLog:
         run: directory.RunDirectory,
         devices: runtime.Devices,
         data: run_data.RunData,
-        model: keras.Model,
+        learner: learner_lib.Learner,
     ):
         """Takes what there is to tell of.
 
@@ -33,10 +33,17 @@ class RunLog:
             run: where the run is kept.
             devices: where it computes.
             data: its splits.
-            model: its model.
+            learner: what it trains.
         """
         self._config, self._run, self._devices, self._data = config, run, devices, data
-        self._num_parameters = model.count_params()
+        self._num_parameters = learner.model.count_params()
+        self._flops = flops.training_flops(learner.trained)
+        names = [
+            tf.config.experimental.get_device_details(gpu).get("device_name", "")
+            for gpu in tf.config.list_physical_devices("GPU")
+        ]
+        # Of one device; the others are taken to be like the first.
+        self._peak = flops.peak_flops(names[0], devices.precision) if names else None
         # The best epoch is sought on the validation split, or on the first there is.
         names = [split.name for split in data.evaluated]
         self._judge = next(iter(names), data.train.name)
@@ -69,6 +76,7 @@ class RunLog:
         """
         before = self._run.read_metrics()
         before = before[before["step"] <= step]
+        self._skipped = before["skipped_steps"].sum() if "skipped_steps" in before else 0
         # Had this process done all of the run up to its last evaluation, it would have begun then.
         self._start = start_time - (0 if before.empty else before["seconds"].iloc[-1])
         self._best = before.loc[before["split"] == self._judge, "macro_ap"].max()
@@ -109,14 +117,14 @@ class RunLog:
     def record(
         self,
         step: int,
-        learning_rate: float,
+        of_training: Mapping[str, float],
         predicted: Mapping[str, steps.Predicted],
     ) -> None:
         """Scores the answers of an epoch, prints them and adds them to the run's files.
 
         Args:
             step: after which they were given.
-            learning_rate: of that step.
+            of_training: what the train split's record has too: of `learner.Learner.facts`.
             predicted: name of a split -> its answers, the train split's first.
         """
         epoch = -(-step // self._data.steps_per_epoch)
@@ -133,7 +141,15 @@ class RunLog:
             }
             for split, answers in predicted.items()
         ]
-        records[0]["learning_rate"] = learning_rate
+        records[0].update(of_training)
+        if "skipped_steps" in of_training:  # Of this epoch; they are counted over the whole run.
+            records[0]["skipped_steps"] -= int(self._skipped)
+            self._skipped = of_training["skipped_steps"]
+        if speed := records[0]["images_per_second"]:
+            records[0]["flops_per_second"] = speed * self._flops
+            if self._peak:
+                peak = self._peak * self._devices.num_replicas
+                records[0]["share_of_peak"] = records[0]["flops_per_second"] / peak
         judged = next(record["macro_ap"] for record in records if record["split"] == self._judge)
         is_best = judged > np.nan_to_num(self._best, nan=-1.0)
         if is_best:

@@ -35,7 +35,7 @@ def format_epoch(
     evaluated: Sequence[Mapping[str, float]],
     is_best: bool,
 ) -> str:
-    """Returns the line of an epoch, of at most 100 columns.
+    """Returns the line of an epoch, of at most 100 columns unless steps were skipped.
 
     Args:
         record: of the train split.
@@ -50,7 +50,10 @@ def format_epoch(
         f"{speed:.0f}" if speed else "",
         f"{record['loss']:.4f}",
     )
-    return line + _format_scores(evaluated) + ("  best" if is_best else "")
+    line += _format_scores(evaluated) + ("  best" if is_best else "")
+    if skipped := record.get("skipped_steps"):
+        line += f"  {skipped} steps skipped, loss scale {record['loss_scale']:g}"
+    return line
 
 
 def make_summary(records: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import api as hparams
 from trainer import config as config_lib
 from trainer.reports import scores
 
-_EXTRA = ("images_per_second", "learning_rate")
+_EXTRA = ("images_per_second", "learning_rate", "loss_scale", "skipped_steps")
 
 
 class TensorBoard:

@@ -9,18 +9,22 @@ import tensorflow as tf
 from trainer import cluster, config as config_lib, runtime, steps
 from trainer.run import checkpoints as checkpoints_lib, directory, stopping
 
+_SECONDS_OF_A_LONG_STEP = 0.01
+_SECONDS_PER_CALL = 0.05
+
 
 class RunState:
     """The position of a run: how many steps it has taken, and the answers of its epoch so far.
 
-    After each call of the step it asks all workers for a stop, looks whether losses and
-    gradients were finite, and saves a checkpoint when one is due.
+    About once a second it asks all workers for a stop, looks whether losses and gradients were
+    finite, and saves a checkpoint when one is due. In between nothing waits for the device.
 
     Attributes:
         step: steps taken since the run began.
         stopped: whether a stop was asked for, which all workers agree on.
         is_recorded: whether the scores at this step are in `metrics.jsonl`.
         images_per_second: of the last epoch; None unless this process has trained.
+        steps_per_call: steps that the device may take before Python is asked again.
     """
 
     def __init__(
@@ -52,12 +56,14 @@ class RunState:
         self._checkpoints = checkpoints
         self._stop = stop
         self._describe_batch = describe_batch
-        self._vote = cluster.make_vote(devices.strategy)
+        self._vote = cluster.Vote(devices.strategy)
         self._last_save = time.monotonic()
         self.step, *answers = checkpoints.restore()
         cluster.check_same_step(devices.strategy, self.step)
         self._answers = [tuple(answers)]
-        self._pending: list[tuple[int, dict[str, tf.Tensor]]] = []  # Not yet on the host.
+        self._pending: list[dict[str, tf.Tensor]] = []  # Not yet on the host.
+        self._unseen: list[tf.Tensor] = []  # Of them, `finite` since the last look.
+        self.steps_per_call = config.steps_per_call or 1
         self.stopped = False
         self.images_per_second: float | None = None
         self.is_recorded = (run.read_metrics()["step"] == self.step).any()
@@ -65,6 +71,7 @@ class RunState:
     def begin_epoch(self) -> None:
         """Forgets the answers of the epoch before."""
         self._answers = []
+        self._vote.begin()
 
     def next_save(self, end: int) -> int:
         """Returns the step, at most `end`, after which a checkpoint is saved by its number."""
@@ -79,19 +86,31 @@ class RunState:
             outputs: what they returned; they may still be in work.
             save: whether to save a checkpoint, due or not.
         """
-        self._check_finite(self._pending[-1:])  # One call late: the device has its next work.
-        self._pending.append((self.step, outputs))
+        self._pending.append(outputs)
+        self._unseen.append(outputs["finite"])
         self.step += count
         self.is_recorded = False
+        if not self._vote.is_due(count) and not save:
+            return
+        self._check_finite()
         is_due = time.monotonic() - self._last_save > self._config.checkpoint_every_seconds
-        is_due = self._agree(save=self._devices.is_chief and is_due)
+        self.stopped, is_due = self._vote.hold(
+            self._stop.requested, self._devices.is_chief and is_due
+        )
+        if not self._config.steps_per_call:
+            self.steps_per_call = choose_steps_per_call(self._vote.seconds_per_step)
         if save or is_due or self.stopped:
             self._save()
 
     def should_stop(self) -> bool:
-        """Asks all workers whether to stop; they must call it equally often."""
-        self._agree()
+        """Returns whether to stop; all workers must ask equally often, a batch each time."""
+        if self._vote.is_due(1):
+            self.wait_for_workers()
         return self.stopped
+
+    def wait_for_workers(self) -> None:
+        """Returns when all workers have come here, and asks them for a stop."""
+        (self.stopped,) = self._vote.hold(self._stop.requested)
 
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns labels and logits, float32 [N, G], of the posters of this epoch so far."""
@@ -104,28 +123,42 @@ class RunState:
         if self._devices.is_chief:
             self._checkpoints.prune(self._run.best_step())
 
-    def _agree(self, save: bool = False) -> bool:
-        self.stopped, save = self._vote(self._stop.requested, save)
-        return save
-
     def _save(self) -> None:
-        self._check_finite(self._pending)
-        self._answers.append(steps.collect([outputs for _, outputs in self._pending]))
+        self._answers.append(steps.collect(self._pending))
         self._pending = []
         self._checkpoints.save(self.step, *self.answers())
         self.prune()
         self._last_save = time.monotonic()
+        self._vote.begin()
 
-    def _check_finite(self, outputs: list[tuple[int, dict[str, tf.Tensor]]]) -> None:
-        """Stops the run at the first step whose loss or gradients were not finite."""
-        for steps_before, output in outputs:
-            finite = output["finite"].numpy()
-            if not finite.all():
-                step = steps_before + int(np.argmin(finite)) // self._devices.num_replicas + 1
-                raise config_lib.UsageError(
-                    f"The loss or its gradients are not finite at step {step}. Its batch: "
-                    f"{self._describe_batch(step)}.\nThe checkpoints in {self._run.checkpoints} "
-                    "are from before it. A lower --learning_rate may help; give it with "
-                    "--override to go on. Or begin anew in another --run_dir, with "
-                    "--precision=float32."
-                )
+    def _check_finite(self) -> None:
+        """Stops the run at the first step whose loss or gradients were not finite.
+
+        Python waits for the device here, and nowhere else between two saves: a copy from a GPU
+        comes after all that it was given to do.
+        """
+        finite = tf.concat(self._unseen, axis=0).numpy()  # [steps * replicas]
+        self._unseen = []
+        if finite.all():
+            return
+        num_steps = len(finite) // self._devices.num_replicas
+        step = self.step - num_steps + int(np.argmin(finite)) // self._devices.num_replicas + 1
+        what = "The loss or its gradients are"
+        if self._devices.precision == "mixed_float16":
+            what = "However little it is scaled for float16, the loss or its gradients are"
+        raise config_lib.UsageError(
+            f"{what} not finite at step {step}. Its batch: {self._describe_batch(step)}.\n"
+            f"The checkpoints in {self._run.checkpoints} are from before it. A lower "
+            "--learning_rate may help; give it with --override to go on. Or begin anew in another "
+            "--run_dir, with --precision=float32."
+        )
+
+
+def choose_steps_per_call(seconds_per_step: float) -> int:
+    """Returns how many steps a call of the device has, if --steps_per_call does not say.
+
+    Where steps are short, Python's part of a call, up to about 1 ms, would be felt.
+    """
+    if seconds_per_step >= _SECONDS_OF_A_LONG_STEP:
+        return 1
+    return int(_SECONDS_PER_CALL / seconds_per_step)

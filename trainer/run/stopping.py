@@ -47,7 +47,7 @@ class StopRequest:
                 self.requested = True
                 name = signal.Signals(number[0]).name
                 print(
-                    f"\n{name}: stopping after this step. Once more stops at once.",
+                    f"\n{name}: stopping, with a checkpoint. Once more stops at once.",
                     file=sys.stderr,
                     flush=True,
                 )
