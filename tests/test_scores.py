@@ -9,40 +9,54 @@ from trainer import steps
 from trainer.reports import scores
 
 
+def make_predictions(num_posters=200, decimals=None):
+    """Returns labels and logits; with `decimals`, many logits are equal."""
+    rng = np.random.default_rng(0)
+    # The last genre never occurs.
+    labels = (rng.random((num_posters, 6)) < [0.5, 0.2, 0.1, 0.05, 0.3, 0]).astype(np.float32)
+    labels[0], labels[1, :5] = 0, 1
+    logits = rng.normal(size=labels.shape) + labels
+    return labels, logits if decimals is None else logits.round(decimals)
+
+
 @pytest.fixture
 def predictions():
-    rng = np.random.default_rng(0)
-    labels = (rng.random((200, 6)) < [0.5, 0.2, 0.1, 0.05, 0.3, 0]).astype(np.float32)
-    logits = rng.normal(size=(200, 6)) + labels
-    return labels, logits
+    return make_predictions()
 
 
-def test_metrics_agree_with_scikit_learn(predictions):
-    labels, logits = predictions
-    probabilities = 1 / (1 + np.exp(-logits))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "case", [{}, {"decimals": 1}, {"decimals": 0}, {"num_posters": 2 * scores._BLOCK + 1}]
+)
+def test_metrics_agree_with_scikit_learn(case, dtype):
+    labels, logits = make_predictions(**case)
+    logits = logits.astype(dtype)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     metrics = scores.compute_metrics(labels, logits)
-    assert metrics["loss"] == pytest.approx(
-        sklearn_metrics.log_loss(labels.ravel(), probabilities.ravel()), rel=1e-6
-    )
-    assert metrics["label_accuracy"] == pytest.approx(
-        sklearn_metrics.accuracy_score(labels.ravel(), probabilities.ravel() > 0.5)
-    )
-    per_genre = [
-        sklearn_metrics.average_precision_score(labels[:, g], probabilities[:, g]) for g in range(5)
-    ]
-    # The sixth genre never occurs and is left out.
-    assert metrics["macro_ap"] == pytest.approx(np.mean(per_genre))
-    assert metrics["micro_ap"] == pytest.approx(
-        sklearn_metrics.average_precision_score(labels.ravel(), probabilities.ravel())
-    )
-    assert metrics["lrap"] == pytest.approx(
-        sklearn_metrics.label_ranking_average_precision_score(labels, probabilities)
+    average_precision = sklearn_metrics.average_precision_score
+    assert metrics == pytest.approx(
+        {
+            "loss": sklearn_metrics.log_loss(labels.ravel(), probabilities.ravel()),
+            "label_accuracy": sklearn_metrics.accuracy_score(labels.ravel(), logits.ravel() > 0),
+            "macro_ap": np.mean([average_precision(labels[:, g], logits[:, g]) for g in range(5)]),
+            "micro_ap": average_precision(labels.ravel(), logits.ravel()),
+            "lrap": sklearn_metrics.label_ranking_average_precision_score(labels, logits),
+        },
+        rel=1e-12,
     )
 
 
 def test_huge_logits_give_a_finite_loss():
     labels = np.array([[1.0, 0.0]])
     assert scores.compute_metrics(labels, np.array([[-800.0, 800.0]]))["loss"] == 800
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_not_finite_has_no_scores(predictions, wrong):
+    labels, logits = predictions
+    logits[7, 0] = wrong
+    with pytest.raises(ValueError, match="not finite"):
+        scores.compute_metrics(labels, logits)
 
 
 def test_without_any_genre_average_precision_is_not_a_number():
@@ -53,15 +67,27 @@ def test_without_any_genre_average_precision_is_not_a_number():
 
 def test_the_constant_predictor_scores_what_constants_can(predictions):
     labels, _ = predictions
-    rates = labels.mean(axis=0)
-    metrics = scores.compute_constant_metrics(labels, rates)
-    occurring = rates[rates > 0]
-    entropy = -(occurring * np.log(occurring) + (1 - occurring) * np.log1p(-occurring)).sum()
-    assert metrics["loss"] == pytest.approx(entropy / labels.shape[1], abs=1e-5)
-    # A constant ranks all posters alike: its precision is the genre's share.
-    assert metrics["macro_ap"] == pytest.approx(occurring.mean())
+    rates = np.array([0.5, 0.2, 0.2, 0.05, 0.3, 0])  # Two genres alike.
+    logits = np.tile(np.log(rates.clip(1e-7) / (1 - rates)), (len(labels), 1))
+    expected = scores.compute_metrics(labels, logits)
     # It answers "none", also for a genre that just over half of the posters have.
-    assert metrics["label_accuracy"] == pytest.approx((labels == 0).mean())
+    expected["label_accuracy"] = (labels == 0).mean()
+    constant = scores.compute_constant_metrics(labels, rates)
+    assert constant == pytest.approx(expected, rel=1e-12)
+    # A constant ranks all posters alike: its precision is the genre's share.
+    assert constant["macro_ap"] == pytest.approx(labels[:, :5].mean())
+    shares = labels.mean(axis=0, dtype=np.float64)
+    assert scores.constant_loss(rates, shares) == pytest.approx(expected["loss"], rel=1e-12)
+
+
+def test_the_order_of_the_posters_does_not_change_a_bit_of_the_constant_predictors_scores():
+    labels, _ = make_predictions(5000)
+    rates = labels.mean(axis=0)
+    expected = scores.compute_constant_metrics(labels, rates)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        shuffled = rng.permutation(labels)
+        assert scores.compute_constant_metrics(shuffled, rates) == expected
 
 
 def test_a_filled_up_batch_counts_only_what_is_real():

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn import metrics as sklearn_metrics
 
 from trainer.reports import scores as scores_lib
 
@@ -32,14 +31,13 @@ def score_genres(
         of the split; `remark`, whether it has too few posters, in words.
     """
     counts = labels.sum(axis=0).astype(int)
-    average_precision = sklearn_metrics.average_precision_score
+    labels = labels > 0.5
     scores = pd.DataFrame(
         {
             "num_train": np.asarray(train_counts),
             "num_evaluated": counts,
             "average_precision": [
-                average_precision(labels[:, i], logits[:, i]) if counts[i] else np.nan
-                for i in range(len(genres))
+                scores_lib.average_precision(labels[:, i], logits[:, i]) for i in range(len(genres))
             ],
             "constant": counts / len(labels),
             "remark": [_remark(*both) for both in zip(train_counts, counts, strict=True)],
@@ -89,12 +87,6 @@ def score_with_and_without(
         )
 
     return score(np.ones(len(labels), bool)), None if leaked.all() else score(~leaked)
-
-
-def poster_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns the binary cross-entropy of each poster, float64 [N], the mean over genres."""
-    logits = np.asarray(logits, np.float64)
-    return np.mean(np.logaddexp(0, logits) - labels * logits, axis=1)
 
 
 def false_positives(labels: np.ndarray, logits: np.ndarray, genre: int, count: int) -> np.ndarray:

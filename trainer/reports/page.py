@@ -202,7 +202,7 @@ def _draw_genres(scores: pd.DataFrame, axes) -> None:
 def _galleries(evaluated: evaluated_lib.Evaluated) -> dict[str, list[dict[str, Any]]]:
     """Returns posters by headings: the worst, the best, what a genre is wrongly seen in."""
     labels, logits = evaluated.labels, evaluated.logits
-    losses = analysis.poster_losses(labels, logits)
+    losses = scores_lib.poster_losses(labels, logits)
     by_loss = np.argsort(-losses, kind="stable")
     chosen = {
         "Largest losses": by_loss[:_NUM_WORST],

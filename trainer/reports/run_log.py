@@ -87,7 +87,7 @@ class RunLog:
             scores.compute_constant_metrics(split.read_labels(), data.train.base_rates)
             for split in data.evaluated
         ]
-        train_loss = scores.constant_loss(data.train.base_rates)
+        train_loss = scores.constant_loss(data.train.base_rates, data.train.base_rates)
         print(tables.format_header([split.name for split in data.evaluated]))
         print(tables.format_constant(train_loss, constants), flush=True)
 
