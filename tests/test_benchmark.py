@@ -26,6 +26,7 @@ def test_every_stage_is_measured_and_written(data_dir, tmp_path):
         "--image_size=48",
         "--batch_size=8",
         "--seconds=0",
+        "--scored_posters=1000",
         "--compare=tutorial,keras_fit",
         f"--json={tmp_path / 'figures.json'}",
     )
@@ -34,6 +35,10 @@ def test_every_stage_is_measured_and_written(data_dir, tmp_path):
     assert figures["cores"] >= 1
     assert figures["peak_memory_bytes"] > 10**8
     assert sorted(figures["stages"]) == sorted(NAMES)
+    assert figures["scores"]["posters"] == 1000
+    assert figures["scores"]["seconds"] > 0
+    assert figures["scores"]["peak_memory_bytes"] > 1000 * 8  # A byte for each label.
+    assert "Scores of 1,000 posters: " in result.stdout
     for name, stage in figures["stages"].items():
         assert name in result.stdout
         assert stage.keys() == {"images_per_second", "cpu_ms_per_image", "cores_busy"}

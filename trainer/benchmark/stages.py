@@ -3,15 +3,18 @@
 import functools
 import math
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib, runtime, steps
 from trainer.benchmark import turns
 from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
 from trainer.models import optimizer as optimizer_lib, registry
+from trainer.reports import scores
 
 Stage = Callable[[float], turns.Turn]
 _COUNTED = 64  # Examples counted at a time in the stages before batching.
@@ -111,6 +114,25 @@ def matmul_flops(precision: str, seconds: float) -> float:
         product().numpy()
         best = min(best, time.perf_counter() - start)
     return 2 * _MATMUL_SIZE**3 / best
+
+
+def score_epoch(num_posters: int, num_genres: int) -> dict[str, float]:
+    """Measures what it takes to score an epoch's answers, here drawn at random.
+
+    Returns:
+        `posters`, `seconds`, and `peak_memory_bytes` beside the answers.
+    """
+    rng = np.random.default_rng(0)
+    shape = (num_posters, num_genres)
+    labels = (rng.random(shape, np.float32) < 0.1).astype(np.float32)  # Two or three genres each.
+    logits = rng.standard_normal(shape, np.float32)
+    tracemalloc.start()  # It knows of NumPy's arrays.
+    start = time.perf_counter()
+    scores.compute_metrics(labels, logits)
+    seconds = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {"posters": num_posters, "seconds": seconds, "peak_memory_bytes": peak}
 
 
 def _train_batches(split: splits.Split, config: config_lib.Config, cache: str) -> tf.data.Dataset:
