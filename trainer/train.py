@@ -24,7 +24,7 @@ def train_and_evaluate(
     override: bool = False,
     report: bool = True,
 ) -> None:
-    """Trains a model, evaluates it after every epoch and leaves a run directory.
+    """Trains a model, evaluates it every few epochs and leaves a run directory.
 
     A run that was stopped, by whatever means, goes on from its last checkpoint as if it
     had not been. SIGTERM and Ctrl-C end it within about a second, with a checkpoint.
@@ -58,8 +58,8 @@ def train_and_evaluate(
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         learner = learner_lib.create_learner(config, data, devices)
-        state = _restore(config, run, devices, data, learner, stop)
-        log = run_log.RunLog(config, run, devices, data, learner)
+        log = stack.enter_context(run_log.RunLog(config, run, devices, data, learner))
+        state = _restore(config, run, devices, data, learner, stop, log)
         log.describe_run()
         inputs = _open_inputs(config, run, devices, data, learner.model, state)
         if inputs is None:
@@ -122,12 +122,15 @@ def _train(context: Context, state: state_lib.RunState) -> bool:
     if state.step:
         print(f"Going on after step {state.step} of {context.last_step}.", flush=True)
     while not state.stopped:
-        is_end_of_epoch = state.step % context.data.steps_per_epoch == 0
+        epoch, steps_of_epoch = divmod(state.step, context.data.steps_per_epoch)
+        is_end_of_epoch = steps_of_epoch == 0
         is_done = state.step >= context.last_step
-        if state.step and (is_end_of_epoch or is_done) and not state.is_recorded:
+        is_due = is_done or (is_end_of_epoch and epoch % context.config.evaluate_every == 0)
+        if state.step and is_due and not state.is_recorded:
             _evaluate(context, state)
             continue
         if is_done:
+            state.prune()
             print(f"{context.log.path}: all {context.last_step} steps are done.", flush=True)
             return True
         if is_end_of_epoch:
@@ -160,7 +163,7 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
 
 
 def _evaluate(context: Context, state: state_lib.RunState) -> None:
-    """Scores the epoch and the model as it is, unless a stop comes before."""
+    """Lets the model answer, and begins to score it and its epoch, unless a stop comes before."""
     trained = steps.Predicted(*state.answers(), state.images_per_second)
     predicted = {context.data.train.name: trained}
     for split in context.data.evaluated:
@@ -177,7 +180,6 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
         predicted[split.name] = answers
     context.log.record(state.step, context.learner.facts(state.step), predicted)
     state.is_recorded = True
-    state.prune()
 
 
 def _restore(
@@ -187,6 +189,7 @@ def _restore(
     data: run_data.RunData,
     learner: learner_lib.Learner,
     stop: stopping.StopRequest,
+    log: run_log.RunLog,
 ) -> state_lib.RunState:
     """Gives a learner the weights to begin with: those of the last checkpoint come first."""
     checkpoints = checkpoints_lib.Checkpoints(
@@ -207,7 +210,7 @@ def _restore(
         spec = run_data.make_train_spec(config, data.train)
         return ", ".join(pipeline.poster_ids_of_step(spec, step))
 
-    state = state_lib.RunState(config, run, devices, checkpoints, stop, describe_batch)
+    state = state_lib.RunState(config, run, devices, checkpoints, stop, describe_batch, log.wait)
     if not state.step:
         learner_lib.initialize(learner, config, data.train.genres)
     if config.learning_rate_schedule == "constant":

@@ -1,14 +1,17 @@
 """What is told of a run while it trains: in the terminal, in its directory, in TensorBoard."""
 
+import concurrent.futures
+import functools
 import pathlib
 import time
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from trainer import config as config_lib, flops, learner as learner_lib, runtime, steps
-from trainer.data import pipeline, run_data
+from trainer.data import pipeline, run_data, splits
 from trainer.reports import curves, scores, tables, tensorboard
 from trainer.run import directory
 
@@ -16,7 +19,11 @@ _NUM_SAMPLES = 6  # Posters that TensorBoard shows with their answers.
 
 
 class RunLog:
-    """Tells of a run: every worker in its terminal, the chief in the run directory too."""
+    """Tells of a run: every worker in its terminal, the chief in the run directory too.
+
+    Epochs are scored in a thread, one after the other, while the next trains. Left as a
+    context, it waits for the thread.
+    """
 
     def __init__(
         self,
@@ -47,6 +54,15 @@ class RunLog:
         # The best epoch is sought on the validation split, or on the first there is.
         names = [split.name for split in data.evaluated]
         self._judge = next(iter(names), data.train.name)
+        self._constants: dict[str, dict[str, float]] = {}
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "scores")
+        self._pending: concurrent.futures.Future | None = None
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._thread.shutdown()
 
     @property
     def path(self) -> pathlib.Path:
@@ -83,10 +99,7 @@ class RunLog:
         if self._devices.is_chief:
             self._begin_files(step)
         data = self._data
-        constants = [
-            scores.compute_constant_metrics(split.read_labels(), data.train.base_rates)
-            for split in data.evaluated
-        ]
+        constants = [self._score_constant(split, split.read_labels()) for split in data.evaluated]
         train_loss = scores.constant_loss(data.train.base_rates, data.train.base_rates)
         print(tables.format_header([split.name for split in data.evaluated]))
         print(tables.format_constant(train_loss, constants), flush=True)
@@ -120,24 +133,43 @@ class RunLog:
         of_training: Mapping[str, float],
         predicted: Mapping[str, steps.Predicted],
     ) -> None:
-        """Scores the answers of an epoch, prints them and adds them to the run's files.
+        """Begins to score the answers of an epoch, to print the scores and write them to files.
 
         Args:
             step: after which they were given.
             of_training: what the train split's record has too: of `learner.Learner.facts`.
             predicted: name of a split -> its answers, the train split's first.
         """
-        epoch = -(-step // self._data.steps_per_epoch)
-        base_rates = self._data.train.base_rates
+        self.wait()
+        self._pending = self._thread.submit(self._record, step, of_training, predicted)
+
+    def wait(self) -> None:
+        """Waits until what `record` began is done.
+
+        Raises:
+            config.UsageError: a file could not be written.
+        """
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _record(
+        self,
+        step: int,
+        of_training: Mapping[str, float],
+        predicted: Mapping[str, steps.Predicted],
+    ) -> None:
+        data = self._data
+        opened = {split.name: split for split in (data.train, *data.evaluated)}
         records = [
             {
-                "epoch": epoch,
+                "epoch": -(-step // data.steps_per_epoch),
                 "step": step,
                 "split": split,
                 **scores.compute_metrics(answers.labels, answers.outputs),
                 "images_per_second": answers.images_per_second,
                 "seconds": time.monotonic() - self._start,
-                "constant": scores.compute_constant_metrics(answers.labels, base_rates),
+                "constant": self._score_constant(opened[split], answers.labels),
             }
             for split, answers in predicted.items()
         ]
@@ -154,26 +186,39 @@ class RunLog:
         is_best = judged > np.nan_to_num(self._best, nan=-1.0)
         if is_best:
             self._best = judged
-        print(
-            tables.format_epoch(records[0], self._config.epochs, records[1:], is_best), flush=True
-        )
+        with tqdm.tqdm.external_write_mode():  # The next epoch's bar is there already.
+            line = tables.format_epoch(records[0], self._config.epochs, records[1:], is_best)
+            print(line, flush=True)
         if self._devices.is_chief:
             self._run.append_metrics(records)
             self._write_curves(records, predicted)
 
+    def _score_constant(self, split: splits.Split, labels: np.ndarray) -> dict[str, float]:
+        """Scores the constant predictor, once for each split: every whole pass is alike."""
+        base_rates = self._data.train.base_rates
+        if len(labels) < split.num_examples:  # The run ends within the epoch.
+            return scores.compute_constant_metrics(labels, base_rates)
+        if split.name not in self._constants:
+            self._constants[split.name] = scores.compute_constant_metrics(labels, base_rates)
+        return self._constants[split.name]
+
     def _write_curves(self, records: list[dict], predicted: Mapping[str, steps.Predicted]) -> None:
         self._tensorboard.write_records(directory.as_frame(records))
         for split in self._data.evaluated[:1]:
-            spec = run_data.make_spec(self._config, split)
-            posters = pipeline.first_posters(spec, _NUM_SAMPLES)
             answers = predicted[split.name]
             picture = curves.draw_answers(
-                posters, answers.labels, answers.outputs, self._data.train.genres
+                self._sample_posters, answers.labels, answers.outputs, self._data.train.genres
             )
             self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
         directory.write_atomically(
             self._run.learning_curves, curves.draw_learning_curves(self._run.read_metrics())
         )
+
+    @functools.cached_property
+    def _sample_posters(self) -> np.ndarray:
+        """The first posters of the first evaluated split, uint8 [N, S, S, 3]."""
+        spec = run_data.make_spec(self._config, self._data.evaluated[0])
+        return pipeline.first_posters(spec, _NUM_SAMPLES)
 
     def finish(self) -> None:
         """Prints the best scores, where everything is, and what to do next."""

@@ -23,6 +23,7 @@ _MAY_CHANGE = {
     "data_dir",
     "epochs",
     "max_steps",
+    "evaluate_every",
     "cache",
     "strategy",
     "tpu",

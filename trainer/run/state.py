@@ -22,7 +22,7 @@ class RunState:
     Attributes:
         step: steps taken since the run began.
         stopped: whether a stop was asked for, which all workers agree on.
-        is_recorded: whether the scores at this step are in `metrics.jsonl`.
+        is_recorded: whether the scores at this step are in `metrics.jsonl`, or on their way.
         images_per_second: of the last epoch; None unless this process has trained.
         steps_per_call: steps that the device may take before Python is asked again.
     """
@@ -35,6 +35,7 @@ class RunState:
         checkpoints: checkpoints_lib.Checkpoints,
         stop: stopping.StopRequest,
         describe_batch: Callable[[int], str],
+        wait_for_records: Callable[[], None],
     ):
         """Goes on from the last checkpoint, if there is one.
 
@@ -45,6 +46,7 @@ class RunState:
             checkpoints: to restore and to save.
             stop: what asks for a stop.
             describe_batch: function of a step to the posters in its batch, in words.
+            wait_for_records: waits until the scores of the epochs before are in `metrics.jsonl`.
 
         Raises:
             config.UsageError: there are checkpoints that cannot be read or do not fit, or the
@@ -56,6 +58,7 @@ class RunState:
         self._checkpoints = checkpoints
         self._stop = stop
         self._describe_batch = describe_batch
+        self._wait_for_records = wait_for_records
         self._vote = cluster.Vote(devices.strategy)
         self._last_save = time.monotonic()
         self.step, *answers = checkpoints.restore()
@@ -120,12 +123,15 @@ class RunState:
 
     def prune(self) -> None:
         """Removes the checkpoints that are neither among the newest nor the best."""
+        self._wait_for_records()
         if self._devices.is_chief:
             self._checkpoints.prune(self._run.best_step())
 
     def _save(self) -> None:
         self._answers.append(steps.collect(self._pending))
         self._pending = []
+        # A run goes on from here: what was to be recorded before would never be again.
+        self._wait_for_records()
         self._checkpoints.save(self.step, *self.answers())
         self.prune()
         self._last_save = time.monotonic()

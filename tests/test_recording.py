@@ -1,0 +1,112 @@
+"""Epochs are scored while the next one trains, and no record is lost or comes twice."""
+
+import threading
+
+import pytest
+
+from tests.test_resume import assert_same_run, metrics, state, steps
+from trainer import config, train
+from trainer.reports import scores
+
+EPOCH = 16  # Steps of an epoch of `synthetic`.
+
+
+def go(data_dir, run_dir, **changes):
+    settings = {
+        "dataset": "poster_tfds/synthetic",
+        "data_dir": str(data_dir),
+        "image_size": 48,
+        "epochs": 3,
+        "deterministic": True,
+        **changes,
+    }
+    train.train_and_evaluate(config.Config(**settings), run_dir, report=False)
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole")
+    go(data_dir, run_dir)
+    return run_dir
+
+
+def recorded(run_dir):
+    if not (run_dir / "metrics.jsonl").exists():
+        return []
+    return [(record["step"], record["split"]) for record in metrics(run_dir)]
+
+
+def test_an_epoch_is_scored_while_the_next_one_trains(data_dir, tmp_path, whole, monkeypatch):
+    """Its scores, here, are not there before the next epoch has begun to train."""
+    has_begun, constants = threading.Semaphore(0), []
+    train_epoch, compute_metrics = train._train_epoch, scores.compute_metrics
+    compute_constant_metrics = scores.compute_constant_metrics
+
+    def train_one_epoch(context, state):
+        if state.step:
+            assert (state.step, "test") not in recorded(tmp_path)
+            has_begun.release(2)  # A split each.
+        if state.step == 2 * EPOCH:
+            has_begun.release(2)  # No epoch follows.
+        train_epoch(context, state)
+
+    def compute_late(labels, logits):
+        assert has_begun.acquire(timeout=60)
+        return compute_metrics(labels, logits)
+
+    def count(labels, base_rates):
+        constants.append(len(labels))
+        return compute_constant_metrics(labels, base_rates)
+
+    monkeypatch.setattr(train, "_train_epoch", train_one_epoch)
+    monkeypatch.setattr(scores, "compute_metrics", compute_late)
+    monkeypatch.setattr(scores, "compute_constant_metrics", count)
+    go(data_dir, tmp_path)
+    assert_same_run(whole, tmp_path)
+    assert constants == [90, 510]  # The constant predictor is scored once.
+
+
+def test_no_checkpoint_comes_before_the_record_of_an_earlier_epoch(data_dir, tmp_path, whole):
+    """A file that cannot be written stops the run; it goes on as if nothing had happened."""
+    blocked = tmp_path / ".metrics.jsonl.incomplete"
+    blocked.mkdir(parents=True)
+    with pytest.raises(config.UsageError, match=r"metrics\.jsonl could not be written"):
+        go(data_dir, tmp_path, checkpoint_every_steps=3)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert steps(tmp_path) == [15, EPOCH]
+    blocked.rmdir()
+    go(data_dir, tmp_path, checkpoint_every_steps=3)
+    assert_same_run(whole, tmp_path)
+
+
+def test_what_fails_in_training_leaves_the_record_of_the_epoch_before(
+    data_dir, tmp_path, whole, monkeypatch
+):
+    is_failing, compute_metrics = threading.Event(), scores.compute_metrics
+    train_epoch = train._train_epoch
+
+    def fail_in_the_second_epoch(context, state):
+        if state.step:
+            is_failing.set()
+            raise config.UsageError("the second epoch")
+        train_epoch(context, state)
+
+    def compute_late(labels, logits):
+        assert is_failing.wait(60)
+        return compute_metrics(labels, logits)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_train_epoch", fail_in_the_second_epoch)
+        patched.setattr(scores, "compute_metrics", compute_late)
+        with pytest.raises(config.UsageError, match="the second epoch"):
+            go(data_dir, tmp_path)
+    assert recorded(tmp_path) == [(EPOCH, "train"), (EPOCH, "test")]
+    go(data_dir, tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_only_some_epochs_are_evaluated_and_always_the_last(data_dir, tmp_path, whole):
+    go(data_dir, tmp_path, evaluate_every=2)
+    assert metrics(tmp_path) == [r for r in metrics(whole) if r["step"] != EPOCH]
+    ours, theirs = state(tmp_path), state(whole)
+    assert all((ours[name] == value).all() for name, value in theirs.items())
