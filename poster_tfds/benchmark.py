@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 
-from poster_tfds import Builder
+from poster_tfds import Builder, machine
 
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Folder of the posters.", required=True)
 _CONFIG = flags.DEFINE_string("config", "imdb", "Configuration to build.")
@@ -34,7 +34,7 @@ def decode_all(paths: list[pathlib.Path]) -> None:
         with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
             image.load()
 
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
         for _ in pool.map(decode, paths, chunksize=64):
             pass
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     table = pd.DataFrame.from_dict(best, orient="index", columns=["seconds", "CPU seconds"])
     table["posters/s"] = (len(paths) / table["seconds"]).round().astype(int)
     table["of the floor"] = table["seconds"] / table["seconds"].drop("build").max()
-    print(f"{len(paths)} posters, {num_bytes / 1e6:.0f} MB, {len(os.sched_getaffinity(0))} cores")
+    print(f"{len(paths)} posters, {num_bytes / 1e6:.0f} MB, {machine.num_cores()} cores")
     print(table.to_string(float_format="{:.2f}".format))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"peak memory {peak / 1e9:.2f} GB")

@@ -3,13 +3,12 @@
 import collections
 import concurrent.futures
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 from etils import epath
 
-from poster_tfds import annotations as annotations_lib, faults, image_files, images
+from poster_tfds import annotations as annotations_lib, faults, image_files, images, machine
 
 # Rows that are read as one task, and tasks ahead of the writer: enough to keep the cores busy, few
 # enough that memory does not depend on the size of the data.
@@ -49,7 +48,7 @@ def read_checked(
 
     rows = iter(rows)
     waiting = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
         try:
             while True:
                 while len(waiting) < _AHEAD and (chunk := list(itertools.islice(rows, _CHUNK))):

@@ -193,7 +193,7 @@ def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(split
     assert encoded < decoded
 
     def choose(name, free):
-        monkeypatch.setattr(runtime, "available_memory", lambda: free)
+        monkeypatch.setattr(caching.machine, "available_memory", lambda: free)
         return caching.choose_cache(name, split, SIZE)
 
     assert choose("auto", 2 * decoded).name == "decoded"
@@ -210,48 +210,6 @@ def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(split
         "0.00 GB of decoded posters fit in half of the 10.0 GB of free memory"
     )
     assert "--cache=disk" in choose("auto", 0).reason
-
-
-@pytest.fixture
-def files(monkeypatch):
-    """What files are said to hold, by their paths; others are not there."""
-    files = {}
-
-    def read_text(path):
-        try:
-            return files[str(path)]
-        except KeyError:
-            raise FileNotFoundError(path) from None
-
-    monkeypatch.setattr(runtime.pathlib.Path, "read_text", read_text)
-    return files
-
-
-def test_cores_are_those_of_the_cgroup_if_they_are_fewer(files, monkeypatch):
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda process: range(8))
-    assert runtime.num_cores() == 8
-    for content, expected in (
-        ("max 100000", 8),
-        ("250000 100000", 2),
-        ("50000 100000", 1),
-        ("900000 100000", 8),
-    ):
-        files["/sys/fs/cgroup/cpu.max"] = content
-        assert runtime.num_cores() == expected
-
-
-def test_free_memory_is_that_of_the_cgroup_if_it_is_less(files):
-    files["/proc/meminfo"] = "MemTotal: 9 kB\nMemAvailable: 8 kB\n"
-    assert runtime.available_memory() == 8 * 1024
-    files |= {"/sys/fs/cgroup/memory.max": "max", "/sys/fs/cgroup/memory.current": "1000"}
-    assert runtime.available_memory() == 8 * 1024
-    files["/sys/fs/cgroup/memory.max"] = "5000"
-    assert runtime.available_memory() == 4000
-    files["/sys/fs/cgroup/memory.stat"] = "anon 700\ninactive_file 300\nactive_file 0"
-    assert runtime.available_memory() == 4300
-    del files["/sys/fs/cgroup/memory.stat"]
-    files["/sys/fs/cgroup/memory.current"] = "6000"
-    assert runtime.available_memory() == 0
 
 
 @pytest.mark.parametrize("threads", [1, 5])

@@ -1,6 +1,5 @@
 """Devices: how a run is spread over them and in which precision they compute."""
 
-import os
 import pathlib
 import socket
 import urllib.parse
@@ -8,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from poster_tfds import machine
 from trainer import cluster, config as config_lib
 
 _SECONDS_TO_CONNECT = 10
@@ -198,45 +198,6 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def available_memory() -> int:
-    """Returns the bytes that this process may still take: of the machine or of its cgroup."""
-    available = _read_int(pathlib.Path("/proc/meminfo"), "MemAvailable:") * 1024
-    for directory, limit, used, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        directory = pathlib.Path(directory)
-        if limit_bytes := _read_int(directory / limit):
-            # What files left in memory is given back when it is wanted.
-            reclaimable = _read_int(directory / "memory.stat", cached)
-            available = min(available, limit_bytes - _read_int(directory / used) + reclaimable)
-    return max(available, 0)
-
-
-def _read_int(path: pathlib.Path, field: str = "") -> int:
-    """Returns the number that follows `field` in a file, or 0 if there is none."""
-    try:
-        words = path.read_text().split()
-        return int(words[words.index(field) + 1 if field else 0])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def num_cores() -> int:
-    """Returns the cores that this process may use: of the machine or of its cgroup."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = map(int, pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split())
-    except (OSError, ValueError):  # There is no cgroup, or it may use all.
-        return cores
-    return min(cores, max(1, quota // period))
-
-
 def num_pipeline_threads() -> int:
     """Returns the threads that a pipeline runs on, and its calls in parallel."""
-    return _PIPELINE_THREADS_PER_CORE * num_cores()
+    return _PIPELINE_THREADS_PER_CORE * machine.num_cores()

@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import hashlib
-import os
 from collections.abc import Iterable
 
 from etils import epath
+
+from poster_tfds import machine
 
 FILE_NAME = "SHA256SUMS"
 _BLOCK = 1 << 20
@@ -23,7 +24,7 @@ def of_file(path: epath.PathLike) -> str:
 def of_files(paths: Iterable[epath.Path]) -> dict[str, str]:
     """Returns the SHA-256 of files by their names, using all cores."""
     paths = list(paths)
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
         return dict(zip((path.name for path in paths), pool.map(of_file, paths), strict=True))
 
 

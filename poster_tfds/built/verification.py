@@ -1,6 +1,5 @@
 """Whether a built dataset is whole: every record read, decoded and compared with what was built."""
 
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import tqdm
 from etils import epath
 from google.protobuf import message
 
-from poster_tfds import images
+from poster_tfds import images, machine
 from poster_tfds.built import checksums, record_files
 
 # What is wrong with an example that decodes; the first is that nothing is.
@@ -90,7 +89,7 @@ def _count_sound(
     """Returns how many sound examples each file contains, and the size of all of them."""
     options = tf.data.Options()
     options.autotune.enabled = False
-    num_threads = len(os.sched_getaffinity(0))
+    num_threads = machine.num_cores()
     options.threading.private_threadpool_size = 8 * num_threads
 
     def read(number, path):

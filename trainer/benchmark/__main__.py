@@ -73,6 +73,7 @@ def measure(config: config_lib.Config) -> None:
     import tensorflow as tf
     import tqdm
 
+    from poster_tfds import machine
     from trainer import flops as flops_lib, runtime
     from trainer.benchmark import peers, stages as stages_lib, turns
     from trainer.data import splits
@@ -114,7 +115,7 @@ def measure(config: config_lib.Config) -> None:
     limit = flops / flops_lib.training_flops(model)
     figures = {name: turn.figures() for name, turn in measured.items()}
     device = tf.config.list_logical_devices()[-1].device_type
-    cores = runtime.num_cores()
+    cores = machine.num_cores()
     peak = turns.peak_memory()
     scored = stages_lib.score_epoch(_SCORED_POSTERS.value, num_genres)
     print(

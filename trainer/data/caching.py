@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from trainer import runtime
+from poster_tfds import machine
 from trainer.data import splits
 
 _MEMORY_SHARE = 0.5  # Of the free memory, that `auto` takes.
@@ -26,7 +26,7 @@ def choose_cache(name: str, split: splits.Split, image_size: int) -> Cache:
         split: the split to keep.
         image_size: side of the decoded posters, in pixels.
     """
-    free = runtime.available_memory()
+    free = machine.available_memory()
     sizes = {
         "decoded": split.num_examples * image_size**2 * 3,
         "encoded": split.num_bytes,

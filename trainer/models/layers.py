@@ -10,6 +10,7 @@ import contextvars
 import keras
 import tensorflow as tf
 
+from poster_tfds import machine
 from trainer import runtime
 
 # With fewer, as the three colours, the products are too narrow to be faster.
@@ -304,7 +305,7 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, shape: tf.TensorSha
     of_all = tf.map_fn(
         of_one_poster,
         tf.range(tf.shape(inputs)[0]),
-        parallel_iterations=runtime.num_cores(),
+        parallel_iterations=machine.num_cores(),
         fn_output_signature=tf.TensorSpec([rows * columns, channels, filters]),
     )
     return tf.reshape(tf.reduce_sum(of_all, axis=0), shape)
