@@ -1,6 +1,7 @@
 """What may go wrong with a run ends in one message, and nothing good is lost."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from poster_tfds import directory_lock
 from tests import conftest
 from tests.test_resume import finish, start, state, steps, wait_for
-from trainer import config
+from trainer import config, train
 from trainer.data import pipeline, splits
 from trainer.models import optimizer as optimizer_lib, registry
 from trainer.run import checkpoints, directory
@@ -96,6 +98,32 @@ def test_two_trainers_do_not_share_a_run_directory(data_dir, tmp_path):
     refused(start(data_dir, tmp_path, "--epochs=1000"), "another trainer is at work there")
     first.terminate()
     assert "Stopped after" in finish(first)
+
+
+def test_a_directory_is_held_before_it_is_looked_at(data_dir, run_dir, tmp_path):
+    """What another trainer is changing says nothing yet."""
+    with directory_lock.hold(run_dir), pytest.raises(config.UsageError, match="at work there"):
+        train.train_and_evaluate(config.Config(data_dir=str(data_dir), epochs=7), run_dir)
+    with pytest.raises(config.UsageError, match="is not built in"):
+        train.train_and_evaluate(config.Config(data_dir=str(tmp_path)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_the_user_is_asked_to_see_to_it(
+    tmp_path, monkeypatch, capsys, number
+):
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(directory_lock.fcntl, "flock", flock)
+    with directory.RunDirectory(tmp_path / "run").held():
+        assert (tmp_path / "run").exists()
+    assert (
+        "has no locks (no locks here). Make sure that no other process" in capsys.readouterr().err
+    )
+    with directory_lock.hold(tmp_path) as is_held:
+        assert not is_held
 
 
 def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp_path):

@@ -43,14 +43,14 @@ def train_and_evaluate(
     """
     start_time = time.monotonic()
     run = directory.RunDirectory(run_dir)
-    run.check_continues(config, resume, override)
     devices = runtime.open_devices(config)
-    data = run_data.open_data(config)
-    run.check_same_data(data.train.genres, data.train.num_examples)
 
     with contextlib.ExitStack() as stack:
-        if devices.is_chief:
+        if devices.is_chief:  # Before it looks at what is there, which another may be changing.
             stack.enter_context(run.held())
+        run.check_continues(config, resume, override)
+        data = run_data.open_data(config)
+        run.check_same_data(data.train.genres, data.train.num_examples)
         stop = stack.enter_context(stopping.StopRequest())
         stack.enter_context(cluster.lost_workers_named(devices.strategy))
         # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.

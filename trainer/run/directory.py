@@ -154,19 +154,23 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def held(self):
-        """Keeps other trainers out of the directory.
+        """Keeps other trainers out of the directory, which is removed if nothing came into it.
 
         Raises:
             config.UsageError: one is at work in it.
         """
-        try:
-            with directory_lock.hold(self.path):
-                yield
-        except directory_lock.HeldError as error:
-            raise config_lib.UsageError(
-                f"--run_dir={self.path}: another trainer is at work there. Wait until it has "
-                "ended, or choose another directory."
-            ) from error
+        is_new = not self.path.exists()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(directory_lock.hold(self.path))
+            except directory_lock.HeldError as error:
+                raise config_lib.UsageError(
+                    f"--run_dir={self.path}: another trainer is at work there. Wait until it has "
+                    "ended, or choose another directory."
+                ) from error
+            if is_new:
+                stack.callback(_remove_if_empty, self.path)
+            yield
 
     def new_cache_file(self, worker: int) -> str:
         """Returns the name of a file for decoded posters, gone when the process ends.
@@ -248,8 +252,12 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 def _remove_cache(directory: pathlib.Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    with contextlib.suppress(OSError):  # Other workers still have theirs.
-        directory.parent.rmdir()
+    _remove_if_empty(directory.parent)  # Other workers may still have theirs.
+
+
+def _remove_if_empty(directory: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _json_line(record: dict[str, Any]) -> str:
