@@ -75,7 +75,7 @@ def _cgroups(controller: str, root: pathlib.Path) -> Iterator[pathlib.Path]:
         if path is None or not (is_version_1 or kind == "cgroup2"):
             continue
         path, outermost = pathlib.PurePosixPath(path), root / mount_point.lstrip("/")
-        # A container without a namespace of its own is told the host's path, which is not there.
+        # In a container it may be a path of the host's, which is not there.
         is_inside = path.is_relative_to(mounted)
         below = path.relative_to(mounted) if is_inside else pathlib.PurePosixPath()
         yield from (outermost / part for part in (below, *below.parents))

@@ -52,7 +52,12 @@ def write(root, files):
         (VERSION_2 | {f"{TOP}/slurm/job_8/cpu.max": "100000 100000"}, CORES),  # Another's.
         (VERSION_1 | {"mnt/cpu/cpu.cfs_quota_us": "-1", "mnt/cpu/cpu.cfs_period_us": "100"}, CORES),
         (VERSION_1 | {"mnt/cpu/cpu.cfs_quota_us": "500", "mnt/cpu/cpu.cfs_period_us": "100"}, 5),
-        ({**VERSION_1, "proc/self/cgroup": "3:cpu,cpuacct:/elsewhere\n"}, CORES),
+        (
+            # What the mount's root is called in another namespace.
+            {**VERSION_1, "proc/self/cgroup": "3:cpu,cpuacct:/kubepods/pod1\n"}
+            | {"mnt/cpu/cpu.cfs_quota_us": "500", "mnt/cpu/cpu.cfs_period_us": "100"},
+            5,
+        ),
         (
             {**VERSION_1, "proc/self/cgroup": "3:cpu,cpuacct:/docker/ab/inner\n"}
             | {"mnt/cpu/inner/cpu.cfs_quota_us": "60", "mnt/cpu/inner/cpu.cfs_period_us": "20"},
@@ -63,12 +68,6 @@ def write(root, files):
 def test_cores_are_those_of_the_strictest_cgroup(tmp_path, files, expected):
     write(tmp_path, files)
     assert machine.num_cores(tmp_path, CORES) == expected
-
-
-def test_a_host_path_in_a_container_stands_for_the_root_of_its_mount(tmp_path):
-    write(tmp_path, {**VERSION_2, "proc/self/cgroup": "0::/../kubepods/pod1\n"})
-    write(tmp_path, {f"{TOP}/cpu.max": "100000 50000"})
-    assert machine.num_cores(tmp_path, CORES) == 2
 
 
 MEMINFO = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 8 kB\n"}

@@ -66,12 +66,15 @@ def test_an_epoch_is_scored_while_the_next_one_trains(data_dir, tmp_path, whole,
     assert constants == [90, 510]  # The constant predictor is scored once.
 
 
-def test_no_checkpoint_comes_before_the_record_of_an_earlier_epoch(data_dir, tmp_path, whole):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_no_checkpoint_comes_before_the_record_of_an_earlier_epoch(
+    data_dir, tmp_path, whole, epochs
+):
     """A file that cannot be written stops the run; it goes on as if nothing had happened."""
     blocked = tmp_path / ".metrics.jsonl.incomplete"
     blocked.mkdir(parents=True)
     with pytest.raises(config.UsageError, match=r"metrics\.jsonl could not be written"):
-        go(data_dir, tmp_path, checkpoint_every_steps=3)
+        go(data_dir, tmp_path, epochs=epochs, checkpoint_every_steps=3)
     assert not (tmp_path / "metrics.jsonl").exists()
     assert steps(tmp_path) == [15, EPOCH]
     blocked.rmdir()
