@@ -256,7 +256,31 @@ def test_workers_that_do_not_start_are_named_and_waited_for_no_longer_than_asked
 def test_auto_says_what_it_chose_and_why(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert runtime.choose_strategy("auto") == ("one_device", "there is no GPU")
+    assert runtime.choose_strategy("auto", num_gpus=1) == ("one_device", "there is one GPU")
+    assert runtime.choose_strategy("auto", num_gpus=4) == ("mirrored", "there are 4 GPUs")
     assert runtime.choose_strategy("tpu") == ("tpu", "as --strategy=tpu says")
+
+
+GPUS = ["/device:GPU:0", "/device:GPU:1"]
+CPUS = ["/device:CPU:0", "/device:CPU:1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        ("one_device", GPUS, GPUS[:1]),
+        ("mirrored", GPUS, GPUS),
+        ("mirrored", [], CPUS),
+    ],
+)
+def test_replicas_are_on_the_gpus_if_there_are_any(name, gpus, expected):
+    strategy = runtime.create_local_strategy(name, gpus, CPUS)
+    devices = [device.partition("task:0")[2] for device in strategy.extended.worker_devices]
+    assert devices == expected
+
+
+def test_one_device_without_a_gpu_has_no_scope():
+    assert runtime.create_local_strategy("one_device", [], CPUS) is tf.distribute.get_strategy()
 
 
 def test_a_tpu_that_is_not_there_is_named(data_dir, tmp_path):

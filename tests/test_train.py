@@ -344,13 +344,32 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all():
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"),
-    [("fma avx2", "float32"), ("avx512_bf16", "mixed_bfloat16"), ("amx_bf16", "mixed_bfloat16")],
+    ("capabilities", "cpu_flags", "precision"),
+    [
+        ([], "fma avx2", "float32"),
+        ([], "avx512_bf16", "mixed_bfloat16"),
+        ([], "amx_bf16", "mixed_bfloat16"),
+        ([(6, 1)], "avx512_bf16", "float32"),
+        ([(7, 0)], "avx512_bf16", "mixed_float16"),
+        ([(7, 5)], "", "mixed_float16"),
+        ([(8, 0)], "", "mixed_bfloat16"),
+        ([(8, 9), (12, 0)], "", "mixed_bfloat16"),
+        ([(9, 0), (7, 5)], "", "mixed_float16"),  # All must compute in it.
+        ([(0, 0)], "", "float32"),  # A GPU that says nothing of itself.
+    ],
 )
-def test_precision_auto_follows_the_cpu(flags, precision, monkeypatch):
-    monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
-    assert runtime.choose_precision("auto") == precision
-    assert runtime.choose_precision("mixed_float16") == "mixed_float16"
+def test_precision_auto_follows_the_hardware(capabilities, cpu_flags, precision):
+    hardware = runtime.Hardware(False, capabilities, set(cpu_flags.split()))
+    assert runtime.choose_precision("auto", hardware) == precision
+    assert runtime.choose_precision("mixed_float16", hardware) == "mixed_float16"
+    on_tpu = hardware._replace(has_tpu=True)
+    assert runtime.choose_precision("auto", on_tpu) == "mixed_bfloat16"
+
+
+def test_the_hardware_here_has_no_gpu():
+    hardware = runtime.find_hardware()
+    assert (hardware.has_tpu, hardware.capabilities) == (False, [])
+    assert "sse2" in hardware.cpu_flags or "asimd" in hardware.cpu_flags
 
 
 IN_A_NOTEBOOK = """

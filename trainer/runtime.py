@@ -3,6 +3,7 @@
 import pathlib
 import socket
 import urllib.parse
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -22,6 +23,14 @@ class Choice(NamedTuple):
 
     name: str
     reason: str
+
+
+class Hardware(NamedTuple):
+    """What there is to compute in a precision."""
+
+    has_tpu: bool
+    capabilities: Sequence[tuple[int, int]]  # Compute capability of each GPU.
+    cpu_flags: Set[str]  # As /proc/cpuinfo has them.
 
 
 class Devices(NamedTuple):
@@ -52,13 +61,19 @@ def open_devices(config: config_lib.Config) -> Devices:
     return Devices(strategy, choice, choose_precision(config.precision), cluster.is_chief(strategy))
 
 
-def choose_strategy(name: str) -> Choice:
-    """Resolves `--strategy=auto`: TF_CONFIG first, then the number of GPUs."""
+def choose_strategy(name: str, num_gpus: int | None = None) -> Choice:
+    """Resolves `--strategy=auto`: TF_CONFIG first, then the number of GPUs.
+
+    Args:
+        name: of `--strategy`.
+        num_gpus: of this machine, which is looked at if it is not given.
+    """
     if name != "auto":
         return Choice(name, f"as --strategy={name} says")
     if cluster.has_cluster():
         return Choice("multi_worker", "TF_CONFIG names a cluster")
-    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    if num_gpus is None:
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
     if num_gpus > 1:
         return Choice("mirrored", f"there are {num_gpus} GPUs")
     return Choice("one_device", "there is one GPU" if num_gpus else "there is no GPU")
@@ -78,23 +93,32 @@ def create_strategy(
     Raises:
         config.UsageError: the strategy cannot be had on this machine.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        # Otherwise TensorFlow takes all of the GPU's memory at once.
-        tf.config.experimental.set_memory_growth(gpu, True)
     if logical_cpus > 1:
         _divide_cpu(logical_cpus)
-    if name == "mirrored":
-        kind = "GPU" if gpus else "CPU"
-        return tf.distribute.MirroredStrategy(
-            [device.name for device in tf.config.list_logical_devices(kind)]
-        )
     if name == "multi_worker":
         return cluster.create_strategy(worker_timeout)
     if name == "tpu":
         return _tpu_strategy(tpu)
+    gpus, cpus = (
+        [device.name for device in tf.config.list_logical_devices(kind)] for kind in ("GPU", "CPU")
+    )
+    return create_local_strategy(name, gpus, cpus)
+
+
+def create_local_strategy(
+    name: str, gpus: Sequence[str], cpus: Sequence[str]
+) -> tf.distribute.Strategy:
+    """Places replicas on this machine's devices: on its GPUs, if it has any.
+
+    Args:
+        name: one_device or mirrored.
+        gpus: names of its logical GPUs.
+        cpus: names of its logical CPUs.
+    """
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(gpus or cpus)
     # In the scope of a device its batches are copied ahead; a CPU has them already.
-    return tf.distribute.OneDeviceStrategy("/gpu:0") if gpus else tf.distribute.get_strategy()
+    return tf.distribute.OneDeviceStrategy(gpus[0]) if gpus else tf.distribute.get_strategy()
 
 
 def _divide_cpu(count: int) -> None:
@@ -148,24 +172,33 @@ def check_reachable(flag: str, address: str) -> None:
         ) from error
 
 
-def choose_precision(name: str) -> str:
-    """Returns the Keras dtype policy for this machine's devices.
+def choose_precision(name: str, hardware: Hardware | None = None) -> str:
+    """Returns the Keras dtype policy for some hardware, this machine's if none is given.
 
     `auto` is mixed_bfloat16 where the hardware computes in it (GPUs of compute capability
     8.0, CPUs with AVX512-BF16 or AMX, TPUs), mixed_float16 on GPUs of 7.0, else float32.
     """
     if name != "auto":
         return name
-    if tf.config.list_logical_devices("TPU"):
+    hardware = hardware or find_hardware()
+    if hardware.has_tpu:
         return "mixed_bfloat16"
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        capability = min(detail.get("compute_capability", (0, 0)) for detail in details)
+    if hardware.capabilities:
+        capability = min(hardware.capabilities)
         if capability >= (8, 0):
             return "mixed_bfloat16"
         return "mixed_float16" if capability >= (7, 0) else "float32"
-    return "mixed_bfloat16" if _cpu_flags() & _CPU_FLAGS_WITH_BFLOAT16 else "float32"
+    return "mixed_bfloat16" if hardware.cpu_flags & _CPU_FLAGS_WITH_BFLOAT16 else "float32"
+
+
+def find_hardware() -> Hardware:
+    """Returns what this machine computes with."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return Hardware(
+        bool(tf.config.list_logical_devices("TPU")),
+        [detail.get("compute_capability", (0, 0)) for detail in details],
+        _cpu_flags(),
+    )
 
 
 def lacks_fast_filter_gradient() -> bool:
