@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from poster_tfds import machine
 from tests import conftest, test_preprocessing
 from trainer import config, runtime
 from trainer.data import caching, pipeline, splits
@@ -210,6 +211,15 @@ def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(split
         "0.00 GB of decoded posters fit in half of the 10.0 GB of free memory"
     )
     assert "--cache=disk" in choose("auto", 0).reason
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_gpus", "expected"),
+    [(2, 0, 16), (8, 0, 64), (8, 1, 56), (8, 4, 32), (2, 4, 8)],
+)
+def test_the_threads_of_a_pipeline_leave_a_core_for_each_gpu(num_cores, num_gpus, expected):
+    assert runtime.num_pipeline_threads(num_cores, num_gpus) == expected
+    assert runtime.num_pipeline_threads() == 8 * machine.num_cores()
 
 
 @pytest.mark.parametrize("threads", [1, 5])

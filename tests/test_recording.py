@@ -1,5 +1,6 @@
 """Epochs are scored while the next one trains, and no record is lost or comes twice."""
 
+import contextlib
 import threading
 
 import pytest
@@ -82,28 +83,34 @@ def test_no_checkpoint_comes_before_the_record_of_an_earlier_epoch(
     assert_same_run(whole, tmp_path)
 
 
-def test_what_fails_in_training_leaves_the_record_of_the_epoch_before(
-    data_dir, tmp_path, whole, monkeypatch
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_ends_an_epoch_early_leaves_the_record_of_the_one_before(
+    data_dir, tmp_path, whole, monkeypatch, fails
 ):
-    is_failing, compute_metrics = threading.Event(), scores.compute_metrics
+    """An error, or a stop that is asked for, before the scores are there."""
+    is_ending, compute_metrics = threading.Event(), scores.compute_metrics
     train_epoch = train._train_epoch
 
-    def fail_in_the_second_epoch(context, state):
+    def end_the_second_epoch(context, state):
         if state.step:
-            is_failing.set()
-            raise config.UsageError("the second epoch")
+            is_ending.set()
+            state._stop.requested = True
+            if fails:
+                raise config.UsageError("the second epoch")
         train_epoch(context, state)
 
     def compute_late(labels, logits):
-        assert is_failing.wait(60)
+        assert is_ending.wait(60)
         return compute_metrics(labels, logits)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_train_epoch", fail_in_the_second_epoch)
+        patched.setattr(train, "_train_epoch", end_the_second_epoch)
         patched.setattr(scores, "compute_metrics", compute_late)
-        with pytest.raises(config.UsageError, match="the second epoch"):
+        refused = pytest.raises(config.UsageError, match="the second epoch")
+        with refused if fails else contextlib.nullcontext():
             go(data_dir, tmp_path)
     assert recorded(tmp_path) == [(EPOCH, "train"), (EPOCH, "test")]
+    assert steps(tmp_path)[-1] == (EPOCH if fails else EPOCH + 1)
     go(data_dir, tmp_path)
     assert_same_run(whole, tmp_path)
 

@@ -231,6 +231,17 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def num_pipeline_threads() -> int:
-    """Returns the threads that a pipeline runs on, and its calls in parallel."""
-    return _PIPELINE_THREADS_PER_CORE * machine.num_cores()
+def num_pipeline_threads(num_cores: int | None = None, num_gpus: int | None = None) -> int:
+    """Returns the threads that a pipeline runs on, and its calls in parallel.
+
+    They leave a core for each GPU, to the threads that feed it.
+
+    Args:
+        num_cores: that this process may use; by default those of this machine.
+        num_gpus: of this machine, which is looked at if it is not given.
+    """
+    if num_cores is None:
+        num_cores = machine.num_cores()
+    if num_gpus is None:
+        num_gpus = len(tf.config.list_physical_devices("GPU"))
+    return _PIPELINE_THREADS_PER_CORE * max(1, num_cores - num_gpus)

@@ -19,7 +19,7 @@ class RunData(NamedTuple):
     """The splits of a run."""
 
     train: splits.Split
-    evaluated: Sequence[splits.Split]  # After every epoch.
+    evaluated: Sequence[splits.Split]  # During training.
     validation: str  # The one on which the best checkpoint is chosen; empty: none.
     cache: caching.Cache  # Of the train split.
     steps_per_epoch: int
