@@ -50,8 +50,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     command_line.import_tensorflow()
     from export import loading, saved_model
-    from poster_tfds import directory_lock
-    from trainer import runtime
+    from poster_tfds import directory_lock, machine
 
     try:
         version = saved_model.export_saved_model(
@@ -66,7 +65,7 @@ def main(arguments: list[str]) -> None:
     server_settings.write_server_files(
         _EXPORT_DIR.value,
         _BATCHING_PROFILE.value,
-        _CORES.value or runtime.num_cores(),
+        _CORES.value or machine.num_cores(),
         replace=_CORES.present or _BATCHING_PROFILE.present,
     )
     print(f"Published {version}")
