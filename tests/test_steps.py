@@ -47,6 +47,7 @@ def make_state(directory_path, model, optimizer, precision, **settings):
         checkpoints.Checkpoints(directory_path / "checkpoints", model, optimizer, num_kept=2),
         stopping.StopRequest(),
         lambda step: f"posters of step {step}",
+        wait_for_records=lambda: None,
     )
 
 

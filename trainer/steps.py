@@ -138,7 +138,8 @@ def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray
         labels and logits, float32 [N, G].
     """
     joined = {
-        key: np.concatenate([output[key].numpy() for output in outputs]) for key in outputs[0]
+        key: tf.concat([output[key] for output in outputs], axis=0).numpy()
+        for key in ("labels", "logits", "weight")
     }
     real = joined["weight"] > 0
     return joined["labels"][real], joined["logits"][real]

@@ -64,8 +64,7 @@ class RunState:
         self.step, *answers = checkpoints.restore()
         cluster.check_same_step(devices.strategy, self.step)
         self._answers = [tuple(answers)]
-        self._pending: list[dict[str, tf.Tensor]] = []  # Not yet on the host.
-        self._unseen: list[tf.Tensor] = []  # Of them, `finite` since the last look.
+        self._pending: list[dict[str, tf.Tensor]] = []  # Since the last look, not on the host.
         self.steps_per_call = config.steps_per_call or 1
         self.stopped = False
         self.images_per_second: float | None = None
@@ -90,12 +89,11 @@ class RunState:
             save: whether to save a checkpoint, due or not.
         """
         self._pending.append(outputs)
-        self._unseen.append(outputs["finite"])
         self.step += count
         self.is_recorded = False
         if not self._vote.is_due(count) and not save:
             return
-        self._check_finite()
+        self._look()
         is_due = time.monotonic() - self._last_save > self._config.checkpoint_every_seconds
         self.stopped, is_due = self._vote.hold(
             self._stop.requested, self._devices.is_chief and is_due
@@ -128,8 +126,6 @@ class RunState:
             self._checkpoints.prune(self._run.best_step())
 
     def _save(self) -> None:
-        self._answers.append(steps.collect(self._pending))
-        self._pending = []
         # A run goes on from here: what was to be recorded before would never be again.
         self._wait_for_records()
         self._checkpoints.save(self.step, *self.answers())
@@ -137,15 +133,16 @@ class RunState:
         self._last_save = time.monotonic()
         self._vote.begin()
 
-    def _check_finite(self) -> None:
-        """Stops the run at the first step whose loss or gradients were not finite.
+    def _look(self) -> None:
+        """Takes the answers from the device, or stops at the first step that was not finite.
 
         Python waits for the device here, and nowhere else between two saves: a copy from a GPU
         comes after all that it was given to do.
         """
-        finite = tf.concat(self._unseen, axis=0).numpy()  # [steps * replicas]
-        self._unseen = []
-        if finite.all():
+        pending, self._pending = self._pending, []
+        finite = tf.concat([outputs["finite"] for outputs in pending], axis=0).numpy()
+        if finite.all():  # Of each step, all replicas.
+            self._answers.append(steps.collect(pending))
             return
         num_steps = len(finite) // self._devices.num_replicas
         step = self.step - num_steps + int(np.argmin(finite)) // self._devices.num_replicas + 1
