@@ -39,6 +39,8 @@ def test_data_flows_one_way(package):
         ("trainer/data", ("trainer.models", "trainer.reports", "trainer.train")),
         ("trainer/models", ("trainer.data", "trainer.reports", "trainer.run", "trainer.train")),
         ("trainer/run", ("trainer.data", "trainer.reports", "trainer.train")),
+        ("trainer/benchmark", ("trainer.doctor", "trainer.reports", "trainer.train")),
+        ("trainer/doctor", ("trainer.reports", "trainer.train")),
     ],
 )
 def test_a_room_does_not_reach_into_another_that_it_is_used_by(room, closed):

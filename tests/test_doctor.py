@@ -1,0 +1,151 @@
+"""The doctor tries what training needs, tells right from wrong, and goes on after a failure."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import conftest
+from trainer.doctor import checks, findings, speeds
+
+CHECKS = (
+    *("disk", "overflow in float16", "replicas", "kernels exist: compact", "kernels run: compact"),
+    *("speed of the step", "speed of the input", "peak memory", "largest batch", "determinism"),
+)
+
+
+def doctor(*arguments, **kwargs):
+    return conftest.run(sys.executable, "-m", "trainer.doctor", *arguments, **kwargs)
+
+
+def test_this_machine_is_well(data_dir, tmp_path):
+    result = doctor(
+        f"--data_dir={data_dir}",
+        f"--checks={','.join(CHECKS)}",
+        "--seconds=0",
+        "--precision=float32",
+        f"--json={tmp_path / 'doctor.json'}",
+    )
+    written = json.loads((tmp_path / "doctor.json").read_text())
+    outcomes = {name: finding["outcome"] for name, finding in written["findings"].items()}
+    for_gpus = {"kernels run: compact", "largest batch"}
+    assert outcomes == {
+        name: findings.LEFT_OUT if name in for_gpus else findings.PASSED for name in CHECKS
+    }
+    assert written["findings"]["largest batch"]["detail"].startswith("there is no GPU")
+    assert "2 CPUs" in written["findings"]["replicas"]["detail"]
+    assert written["machine"]["precision"] == "float32, as --precision=float32 says"
+    for name, fact in (*written["machine"].items(), *outcomes.items()):
+        assert name in result.stdout
+        assert fact.split()[0] in result.stdout
+    assert all(len(line) <= 100 for line in result.stdout.splitlines())
+    assert f"{len(CHECKS) - 2} passed, 0 FAILED, 2 left out" in result.stdout
+    assert "Recommended flags:" in result.stdout
+    assert not result.stderr.strip()
+
+
+def test_a_check_that_there_is_not_is_refused(data_dir):
+    result = doctor(f"--data_dir={data_dir}", "--checks=replicas,blood", check=False)
+    assert result.returncode == 1
+    assert "--checks=blood: no check begins so; there are:\n  disk\n" in result.stderr
+
+
+def raises(error):
+    def check():
+        raise error
+
+    return check
+
+
+def well():
+    return findings.judge(True, "well")
+
+
+def test_a_failure_does_not_stop_the_others():
+    told = {}
+    error = ValueError("Graph execution error:\n\nDetected at node x\nOut of memory\n")
+    found = findings.run_checks(
+        {"a": raises(error), "b": well, "c": raises(RuntimeError())}, 60, told.__setitem__
+    )
+    assert found == told
+    assert found == {
+        "a": findings.Finding(findings.FAILED, "ValueError: Out of memory"),
+        "b": findings.Finding(findings.PASSED, "well"),
+        "c": findings.Finding(findings.FAILED, "RuntimeError: no message"),
+    }
+
+
+def test_ctrl_c_ends_with_what_was_found():
+    found = findings.run_checks(
+        {"a": well, "b": raises(KeyboardInterrupt()), "c": raises(AssertionError())},
+        60,
+        lambda name, finding: None,
+    )
+    assert [finding.outcome for finding in found.values()] == ["passed", "left out", "left out"]
+
+
+def test_no_check_is_begun_when_the_time_is_over():
+    found = findings.run_checks({"a": raises(AssertionError())}, 0, lambda name, finding: None)
+    assert found["a"].outcome == findings.LEFT_OUT
+    assert "--minutes" in found["a"].detail
+
+
+def test_operations_without_a_gpu_kernel_are_named():
+    if checks.find_missing_gpu_kernels(_graph(tf.linalg.matmul, tf.float16, tf.float16)):
+        pytest.skip("this build of TensorFlow has no kernels for GPUs")
+    decode = tf.function(lambda data: tf.io.decode_jpeg(data))  # Called from another function.
+    graph = _graph(decode, tf.string)
+    assert {name.split("(")[0] for name in checks.find_missing_gpu_kernels(graph)} == {"DecodeJpeg"}
+
+
+def _graph(function, *dtypes):
+    shape = [] if tf.string in dtypes else [2, 2]
+    specs = [tf.TensorSpec(shape, dtype) for dtype in dtypes]
+    return tf.function(function).get_concrete_function(*specs).graph.as_graph_def()
+
+
+def test_the_tolerance_tells_another_training_from_rounding():
+    """Twice the learning rate is seen, and so is one weight that is not a number."""
+    expected = checks.train("compact", "float32")
+    doubled = checks.train("compact", "float32", learning_rate=2e-4)
+    error = checks.relative_error(doubled, expected)
+    assert error == pytest.approx(
+        np.sqrt(((doubled - expected) ** 2).sum() / (expected**2).sum()), rel=1e-5
+    )
+    assert checks.judge_errors({"mixed_bfloat16": error}).outcome == findings.FAILED
+    assert checks.judge_errors({"XLA": math.nan}).outcome == findings.FAILED
+    assert checks.judge_errors({"XLA": 1e-5}).outcome == findings.PASSED
+
+
+def test_a_pretrained_backbone_lets_posters_through():
+    """Else all its answers would be the head's bias, in any arithmetic."""
+    logits = checks.train("pretrained_head", "float32")
+    assert logits[0].std(axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("room", [0, 64, 100, 1000])
+def test_the_largest_batch_is_the_last_that_fits(room):
+    def try_batch(size):
+        if size > room:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    expected = {0: 0, 64: 64, 100: 64, 1000: 512}
+    assert speeds.find_largest_batch(try_batch, 64) == expected[room]
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "xla", "flags"),
+    [
+        (100, 100, 100, ()),
+        (100, 103, 104, ()),
+        (100, 120, 110, ("--precision=float32",)),
+        (100, 90, 150, ("--jit_compile",)),
+        (64_000, 30_000, 50_000, ("--steps_per_call=11",)),
+    ],
+)
+def test_a_flag_is_recommended_where_it_is_faster(bfloat16, float32, xla, flags):
+    measured = {"mixed_bfloat16": bfloat16, "float32": float32, "XLA": xla}
+    assert speeds.recommend(measured, "mixed_bfloat16", 64) == flags

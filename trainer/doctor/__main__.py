@@ -1,0 +1,153 @@
+"""Looks whether this machine trains rightly and fast: the first thing to do on a new one.
+
+    python -m trainer.doctor --json=doctor.json
+
+It says what the machine is, tries what training needs, and recommends flags for it. `synthetic`
+is built in --data_dir if it is not there. What needs a GPU is left out where there is none.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import textwrap
+
+from absl import flags
+
+from trainer import command_line, config as config_lib, presets
+
+_SETTINGS = ("dataset", "data_dir", "train_split", "precision")
+_WIDTH, _NAME_WIDTH, _OUTCOME_WIDTH = 100, 34, 8
+
+config_lib.define_flags(_SETTINGS)
+flags.FLAGS.set_default("dataset", "poster_tfds/synthetic")
+_PRESET = flags.DEFINE_enum(
+    "preset", "compact", presets.PRESETS, "Model and settings whose step is timed."
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes", 5, "After so many minutes no check is begun.", lower_bound=0
+)
+_CHECKS = flags.DEFINE_list(
+    "checks",
+    [],
+    "Checks to run, by the beginning of their names, as replicas,overflow; empty: all.",
+)
+_SECONDS = flags.DEFINE_float("seconds", 4, "How long to time each kind of step.", lower_bound=0)
+_JSON = flags.DEFINE_string("json", None, "File to write what was found to.")
+
+
+def main(arguments: list[str]) -> None:
+    """Describes the machine, runs the checks and ends with 1 if one failed."""
+    del arguments
+    command_line.import_tensorflow()
+    if not examine(config_lib.from_flags(_SETTINGS)):
+        sys.exit(1)
+
+
+def examine(config: config_lib.Config) -> bool:
+    """Says what was found, writes the JSON and returns whether nothing failed.
+
+    Raises:
+        config.UsageError: --checks names none, or the dataset is not there.
+    """
+    from trainer import runtime
+    from trainer.doctor import findings as findings_lib, machine
+    from trainer.run import directory
+
+    strategy = _open_devices()
+    checks = _choose(_make_checks(config, runtime.choose_precision(config.precision), strategy))
+    facts = machine.describe(config.precision)
+    for name, fact in facts.items():
+        print(_format_row(name, "", fact))
+    print(flush=True)
+    found = findings_lib.run_checks(
+        checks,
+        60 * _MINUTES.value,
+        lambda name, finding: print(_format_row(name, finding.outcome, finding.detail), flush=True),
+    )
+    outcomes = [finding.outcome for finding in found.values()]
+    is_well = findings_lib.FAILED not in outcomes
+    recommended = [flag for finding in found.values() for flag in finding.flags]
+    counts = ", ".join(
+        f"{outcomes.count(outcome)} {outcome}"
+        for outcome in (findings_lib.PASSED, findings_lib.FAILED, findings_lib.LEFT_OUT)
+    )
+    if not is_well:
+        recommended = []
+        advice = "none before what failed is mended"
+    else:
+        advice = " ".join(recommended) or "none: the defaults suit"
+    print(f"\n{counts}\nRecommended flags: {advice}")
+    if _JSON.value:
+        content = {
+            "machine": facts,
+            "findings": {name: finding._asdict() for name, finding in found.items()},
+            "flags": recommended,
+        }
+        directory.write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")
+    return is_well
+
+
+def _open_devices():
+    """Returns replicas on all GPUs or, without any, on two halves of the CPU."""
+    import tensorflow as tf
+
+    from trainer import runtime
+
+    logical_cpus = 1 if tf.config.list_physical_devices("GPU") else 2
+    return runtime.create_strategy("mirrored", logical_cpus=logical_cpus)
+
+
+def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
+    """Returns all checks by name, in the order in which they are run."""
+    from trainer.data import splits
+    from trainer.doctor import checks, speeds
+
+    split = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    timed = dataclasses.replace(config, **presets.PRESETS[_PRESET.value])
+    partial, of_presets = functools.partial, sorted(presets.PRESETS)
+    return {
+        "disk": partial(speeds.check_disk, split),
+        "overflow in float16": checks.check_overflow,
+        "replicas": partial(checks.check_replicas, strategy),
+        **{
+            f"kernels exist: {name}": partial(checks.check_kernels_exist, name, precision)
+            for name in of_presets
+        },
+        **{
+            f"kernels run: {name}": partial(checks.check_kernels_run, name, precision)
+            for name in of_presets
+        },
+        "speed of the step": partial(speeds.check_step, split, timed, precision, _SECONDS.value),
+        "speed of the input": partial(speeds.check_input, split, timed, precision, _SECONDS.value),
+        **{f"arithmetic: {name}": partial(checks.check_arithmetic, name) for name in of_presets},
+        "peak memory": partial(speeds.check_memory, split, timed, precision),
+        "largest batch": partial(speeds.check_batch_size, split, timed, precision),
+        # The last: TensorFlow stays deterministic, and slower.
+        "determinism": partial(checks.check_determinism, precision),
+    }
+
+
+def _choose(checks: dict) -> dict:
+    """Returns the checks that --checks names, or all.
+
+    Raises:
+        config.UsageError: no check begins so.
+    """
+    for start in _CHECKS.value:
+        if not any(name.startswith(start) for name in checks):
+            raise config_lib.UsageError(
+                f"--checks={start}: no check begins so; there are:\n  " + "\n  ".join(checks)
+            )
+    starts = tuple(_CHECKS.value) or ("",)
+    return {name: check for name, check in checks.items() if name.startswith(starts)}
+
+
+def _format_row(name: str, outcome: str, detail: str) -> str:
+    start = f"{name:{_NAME_WIDTH}} {outcome:{_OUTCOME_WIDTH}} "
+    return textwrap.fill(detail, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,64 @@
+"""Checks, one after the other: whatever one of them does, the others have their turn."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
+
+
+class Finding(NamedTuple):
+    """What came of a check."""
+
+    outcome: str  # PASSED, FAILED or LEFT_OUT.
+    detail: str  # What was measured, against which limit, or why nothing was.
+    flags: tuple[str, ...] = ()  # Of `python -m trainer`, that it speaks for.
+
+
+def judge(is_right: bool, detail: str) -> Finding:
+    """Returns the finding of a check that compared something."""
+    return Finding(PASSED if is_right else FAILED, detail)
+
+
+def run_checks(
+    checks: Mapping[str, Callable[[], Finding]],
+    seconds: float,
+    tell: Callable[[str, Finding], None],
+) -> dict[str, Finding]:
+    """Runs checks in their order and returns what each found.
+
+    An exception in a check is a failure with its message. After Ctrl-C, and when the time is
+    over, the checks that have not begun are left out.
+
+    Args:
+        checks: by name.
+        seconds: after which no check is begun.
+        tell: is called with each finding as it comes.
+    """
+    end = time.monotonic() + seconds
+    findings, interrupted = {}, False
+    for name, check in checks.items():
+        if interrupted:
+            finding = Finding(LEFT_OUT, "it was interrupted")
+        elif time.monotonic() >= end:
+            finding = Finding(LEFT_OUT, "the time was over; --minutes gives more")
+        else:
+            try:
+                finding = check()
+            except KeyboardInterrupt:
+                interrupted = True
+                finding = Finding(LEFT_OUT, "it was interrupted")
+            except Exception as error:  # Whatever is wrong with the machine is a finding.
+                finding = Finding(FAILED, f"{type(error).__name__}: {_summarize(str(error))}")
+        findings[name] = finding
+        tell(name, finding)
+    return findings
+
+
+def _summarize(message: str) -> str:
+    """Returns the line of an error's message that says what happened.
+
+    TensorFlow's begin with "Graph execution error:" and have the cause below the stack.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no message"]
+    return lines[-1] if lines[0].endswith(":") else lines[0]

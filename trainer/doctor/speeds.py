@@ -1,0 +1,203 @@
+"""How fast the training step is on this machine, what it takes, and which flags that speaks for."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainer import config as config_lib
+from trainer.benchmark import stages, turns
+from trainer.data import splits
+from trainer.doctor import findings
+
+_TURNS = 2
+_WORTH_A_FLAG = 1.05  # Times as fast.
+_KEEPS_UP = 0.95
+_LARGEST_BATCH = 1 << 16
+_SECONDS_OF_A_SHORT_STEP = 0.01
+_GPU = "GPU:0"
+_MOST_BYTES_READ = 1 << 30
+_BLOCK = 8 << 20  # Bytes.
+
+
+def check_disk(split: splits.Split) -> findings.Finding:
+    """Times reading a split's record files from the disk of --data_dir.
+
+    What the system keeps of them in memory is given up first, as far as it lets go: a network's
+    file server may still have it.
+    """
+    paths = split.builder.info.splits[split.name].filepaths
+    num_bytes, seconds = 0, 0.0
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            while block := file.read(_BLOCK):
+                num_bytes += len(block)
+            seconds += time.perf_counter() - start
+        if num_bytes > _MOST_BYTES_READ:
+            break
+    posters = num_bytes / seconds / (split.num_bytes / split.num_examples)
+    return findings.Finding(
+        findings.PASSED,
+        f"{num_bytes / 1e6:.0f} MB of {split.builder.info.full_name} read at "
+        f"{num_bytes / seconds / 1e6:.0f} MB/s, {posters:.0f} posters/s",
+    )
+
+
+def check_step(
+    split: splits.Split, config: config_lib.Config, precision: str, seconds: float
+) -> findings.Finding:
+    """Times the step on a resident batch: in the chosen precision, in float32, and with XLA.
+
+    Args:
+        split: whose genres count.
+        config: the settings.
+        precision: that is chosen on this machine.
+        seconds: to time each for.
+    """
+    tried = {
+        precision: (config, precision),
+        "float32": (config, "float32"),
+        "XLA": (dataclasses.replace(config, jit_compile=True), precision),
+    }
+    timed = {
+        name: stages.training_stages(split, *arguments)["step_resident"]
+        for name, arguments in tried.items()
+    }
+    speeds = _take_turns(timed, seconds)
+    return findings.Finding(
+        findings.PASSED,
+        ", ".join(f"{name} {speed:.0f} img/s" for name, speed in speeds.items())
+        + f"; {config.model}, batches of {config.batch_size}",
+        recommend(speeds, precision, config.batch_size),
+    )
+
+
+def recommend(speeds: dict[str, float], precision: str, batch_size: int) -> tuple[str, ...]:
+    """Returns the flags that speeds of the step speak for.
+
+    Args:
+        speeds: images a second, of `precision`, of float32 and of XLA in `precision`.
+        precision: that is chosen on this machine.
+        batch_size: with which they were measured.
+    """
+    flags = []
+    if speeds["float32"] > _WORTH_A_FLAG * speeds[precision]:
+        flags.append("--precision=float32")
+    elif speeds["XLA"] > _WORTH_A_FLAG * speeds[precision]:
+        flags.append("--jit_compile")
+    seconds = batch_size / max(speeds.values())
+    if seconds < _SECONDS_OF_A_SHORT_STEP:
+        flags.append(f"--steps_per_call={round(_SECONDS_OF_A_SHORT_STEP / seconds) + 1}")
+    return tuple(flags)
+
+
+def check_input(
+    split: splits.Split, config: config_lib.Config, precision: str, seconds: float
+) -> findings.Finding:
+    """Times the step fed from the cache, with changes to the posters and without, and resident.
+
+    Args:
+        split: to train on.
+        config: the settings.
+        precision: that is chosen on this machine.
+        seconds: to time each for.
+    """
+    plain = dataclasses.replace(config, augment="")
+    changed = dataclasses.replace(config, augment=",".join(config_lib.AUGMENTATIONS))
+    of_plain = stages.training_stages(split, plain, precision)
+    timed = {
+        "resident": of_plain["step_resident"],
+        "fed": of_plain["step_fed_warm"],
+        "augmented": stages.training_stages(split, changed, precision)["step_fed_warm"],
+    }
+    speeds = _take_turns(timed, seconds)
+    resident = speeds.pop("resident")
+    shares = {name: speed / resident for name, speed in speeds.items()}
+    detail = f"resident {resident:.0f} img/s; " + ", ".join(
+        f"{name} {speed:.0f} ({shares[name]:.2f} of it)" for name, speed in speeds.items()
+    )
+    if min(shares.values()) < _KEEPS_UP:
+        detail += "; the input holds the step up: `python -m trainer.benchmark` says where"
+    return findings.Finding(findings.PASSED, detail)
+
+
+def check_memory(
+    split: splits.Split, config: config_lib.Config, precision: str
+) -> findings.Finding:
+    """Measures the most memory that the step takes of the GPU, and this process of the machine.
+
+    Args:
+        split: whose genres count.
+        config: the settings.
+        precision: that is chosen on this machine.
+    """
+    detail = f"this process {turns.peak_memory() / 1e9:.2f} GB so far"
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats(_GPU)
+        stages.training_stages(split, config, precision)["step_resident"](0)
+        peak = tf.config.experimental.get_memory_info(_GPU)["peak"]
+        detail += (
+            f"; {_GPU} {peak / 1e9:.2f} GB with {config.model}, batches of {config.batch_size}"
+        )
+    return findings.Finding(findings.PASSED, detail)
+
+
+def check_batch_size(
+    split: splits.Split, config: config_lib.Config, precision: str
+) -> findings.Finding:
+    """Looks for the largest batch that the GPU's memory has room for.
+
+    Args:
+        split: whose genres count.
+        config: the settings.
+        precision: that is chosen on this machine.
+    """
+    if not tf.config.list_physical_devices("GPU"):
+        return findings.Finding(
+            findings.LEFT_OUT, "there is no GPU; in the machine's own memory others may need room"
+        )
+
+    def try_batch(batch_size: int) -> None:
+        tried = dataclasses.replace(config, batch_size=batch_size)
+        stages.training_stages(split, tried, precision)["step_resident"](0)
+
+    largest = find_largest_batch(try_batch, config.batch_size)
+    return findings.Finding(
+        findings.PASSED if largest else findings.FAILED,
+        f"{largest} posters of {config.image_size} pixels with {config.model} in {precision}"
+        if largest
+        else f"not even {config.batch_size} posters fit: take a smaller --batch_size",
+    )
+
+
+def find_largest_batch(try_batch: Callable[[int], None], batch_size: int) -> int:
+    """Doubles a batch until memory is out, and returns the last that fitted, or 0.
+
+    Args:
+        try_batch: takes a step with so many posters; raises ResourceExhaustedError.
+        batch_size: to begin with.
+    """
+    largest = 0
+    while batch_size <= _LARGEST_BATCH:
+        try:
+            try_batch(batch_size)
+        except tf.errors.ResourceExhaustedError:
+            break
+        largest, batch_size = batch_size, 2 * batch_size
+    return largest
+
+
+def _take_turns(timed: dict[str, stages.Stage], seconds: float) -> dict[str, float]:
+    """Returns images a second of each, in turns, so that a busy moment hits all alike."""
+    taken = {name: [] for name in timed}
+    for _ in range(_TURNS):
+        for name, take_turn in timed.items():
+            taken[name].append(take_turn(seconds / _TURNS))
+    return {
+        name: sum(turn.images for turn in of_one) / sum(turn.seconds for turn in of_one)
+        for name, of_one in taken.items()
+    }
