@@ -149,13 +149,13 @@ def test_the_step_is_timed_resident_and_fed(data_dir):
         assert float(share) == pytest.approx(int(speed) / int(resident), abs=0.03)
 
 
-@pytest.mark.parametrize("room", [0, 64, 100, 1000])
+@pytest.mark.parametrize("room", [0, 64, 100, 10_000])
 def test_the_largest_batch_is_the_last_that_fits(room):
     def try_batch(size):
         if size > room:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
-    expected = {0: 0, 64: 64, 100: 64, 1000: 512}
+    expected = {0: 0, 64: 64, 100: 64, 10_000: 1024}
     assert speeds.find_largest_batch(try_batch, 64) == expected[room]
 
 

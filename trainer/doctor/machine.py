@@ -39,7 +39,7 @@ def describe(precision: str) -> dict[str, str]:
         "CPU": f"{_field('/proc/cpuinfo', 'model name')}, {runtime.num_cores()} cores to use of "
         f"{os.cpu_count()}",
         "memory": f"{runtime.available_memory() / 1e9:.1f} GB to use; the machine has "
-        f"{_field('/proc/meminfo', 'MemTotal')}",
+        f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "cgroup": _cgroups(),
         "precision": _explain_precision(precision, gpus),
         "strategy": f"{strategy.name}: {strategy.reason}",

@@ -1,6 +1,7 @@
 """How fast the training step is on this machine, what it takes, and which flags that speaks for."""
 
 import dataclasses
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from trainer.doctor import findings
 _TURNS = 2
 _WORTH_A_FLAG = 1.05  # Times as fast.
 _KEEPS_UP = 0.95
-_LARGEST_BATCH = 1 << 16
+# Of posters: at 350 pixels the activations of more have over 2^31 elements, which not every
+# kernel can count.
+_LARGEST_BATCH = 1 << 10
 _SECONDS_OF_A_SHORT_STEP = 0.01
 _GPU = "GPU:0"
 _MOST_BYTES_READ = 1 << 30
@@ -29,6 +32,8 @@ def check_disk(split: splits.Split) -> findings.Finding:
     file server may still have it.
     """
     paths = split.builder.info.splits[split.name].filepaths
+    if any("://" in str(path) for path in paths):
+        return findings.Finding(findings.LEFT_OUT, "--data_dir is not of this file system")
     num_bytes, seconds = 0, 0.0
     for path in paths:
         with open(path, "rb", buffering=0) as file:
@@ -162,20 +167,23 @@ def check_batch_size(
         )
 
     def try_batch(batch_size: int) -> None:
+        gc.collect()  # The model before is in cycles of references.
         tried = dataclasses.replace(config, batch_size=batch_size)
         stages.training_stages(split, tried, precision)["step_resident"](0)
 
     largest = find_largest_batch(try_batch, config.batch_size)
+    what = f"posters of {config.image_size} pixels with {config.model} in {precision}"
+    if not largest:
+        return findings.Finding(
+            findings.FAILED, f"not even {config.batch_size} {what}: take a smaller --batch_size"
+        )
     return findings.Finding(
-        findings.PASSED if largest else findings.FAILED,
-        f"{largest} posters of {config.image_size} pixels with {config.model} in {precision}"
-        if largest
-        else f"not even {config.batch_size} posters fit: take a smaller --batch_size",
+        findings.PASSED, f"{largest} {what}; at most {_LARGEST_BATCH} are tried"
     )
 
 
 def find_largest_batch(try_batch: Callable[[int], None], batch_size: int) -> int:
-    """Doubles a batch until memory is out, and returns the last that fitted, or 0.
+    """Doubles a batch until memory is out, up to 1024, and returns the last that fitted, or 0.
 
     Args:
         try_batch: takes a step with so many posters; raises ResourceExhaustedError.
