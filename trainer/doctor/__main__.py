@@ -18,6 +18,7 @@ from absl import flags
 from trainer import command_line, config as config_lib, presets
 
 _SETTINGS = ("dataset", "data_dir", "train_split", "precision")
+_TIMED = "speed of the step"
 _WIDTH, _NAME_WIDTH, _OUTCOME_WIDTH = 100, 34, 8
 
 config_lib.define_flags(_SETTINGS)
@@ -76,6 +77,8 @@ def examine(config: config_lib.Config) -> bool:
     if not is_well:
         recommended = []
         advice = "none before what failed is mended"
+    elif _TIMED not in found or found[_TIMED].outcome == findings_lib.LEFT_OUT:
+        advice = "none: the step was not timed"
     else:
         advice = " ".join(recommended) or "none: the defaults suit"
     print(f"\n{counts}\nRecommended flags: {advice}")
@@ -119,7 +122,7 @@ def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
             f"kernels run: {name}": partial(checks.check_kernels_run, name, precision)
             for name in of_presets
         },
-        "speed of the step": partial(speeds.check_step, split, timed, precision, _SECONDS.value),
+        _TIMED: partial(speeds.check_step, split, timed, precision, _SECONDS.value),
         "speed of the input": partial(speeds.check_input, split, timed, precision, _SECONDS.value),
         **{f"arithmetic: {name}": partial(checks.check_arithmetic, name) for name in of_presets},
         "peak memory": partial(speeds.check_memory, split, timed, precision),
