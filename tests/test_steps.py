@@ -113,6 +113,7 @@ def test_skipped_steps_are_counted_epoch_by_epoch(data_dir, tmp_path):
     for step, skipped in ((32, 5), (48, 10)):
         facts = {"learning_rate": 0.1, "loss_scale": 2.0, "skipped_steps": skipped}
         log.record(step, facts, {"train": answers, "test": answers})
+    log.wait()
     of_train = run.read_metrics().query("split == 'train'")
     assert of_train["skipped_steps"].tolist() == [3, 2, 5]
     assert of_train["flops_per_second"].tolist()[1:] == [50.0 * flops.training_flops(model)] * 2

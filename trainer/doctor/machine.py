@@ -7,6 +7,7 @@ import platform
 
 import tensorflow as tf
 
+from poster_tfds import machine
 from trainer import runtime
 
 _NOT_KNOWN = "not known"
@@ -36,9 +37,9 @@ def describe(precision: str) -> dict[str, str]:
     strategy = runtime.choose_strategy("auto")
     return {
         **facts,
-        "CPU": f"{_field('/proc/cpuinfo', 'model name')}, {runtime.num_cores()} cores to use of "
+        "CPU": f"{_field('/proc/cpuinfo', 'model name')}, {machine.num_cores()} cores to use of "
         f"{os.cpu_count()}",
-        "memory": f"{runtime.available_memory() / 1e9:.1f} GB to use; the machine has "
+        "memory": f"{machine.available_memory() / 1e9:.1f} GB to use; the machine has "
         f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "cgroup": _cgroups(),
         "precision": _explain_precision(precision, gpus),
