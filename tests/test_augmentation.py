@@ -1,12 +1,13 @@
 """Each change is what it says, and depends on (seed, epoch, example) alone."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import test_preprocessing
+from tests import test_preprocessing, test_train
 from trainer import config
 from trainer.data import augmentation, pipeline, splits
 
@@ -22,7 +23,8 @@ def variants(changes, count=40, image=None, seed=0, index=0):
 
     @tf.function
     def augment(epoch):
-        return augmentation.augment(image, changes, seed, epoch, tf.constant(index, tf.int64))
+        draws = augmentation.draw(SIZE, seed, epoch, tf.constant(index, tf.int64))
+        return augmentation.augment(image, changes, draws)
 
     return [augment(tf.constant(epoch, tf.int64)).numpy() for epoch in range(count)]
 
@@ -114,7 +116,71 @@ def split(data_dir):
     return splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
 
 
-def epochs(split, tmp_path, cache, augment=("flip", "color"), start_step=0, count=32):
+@pytest.mark.parametrize(
+    "changes", [*((name,) for name in config.AUGMENTATIONS), config.AUGMENTATIONS]
+)
+def test_a_batch_is_changed_as_its_posters_are_one_by_one(changes):
+    """To a level, since both round; and all change something."""
+    posters = np.stack([poster(seed) for seed in range(60)])
+    draws = [augmentation.draw(SIZE, 0, tf.constant(3, tf.int64), key) for key in range(60)]
+    expected = [
+        augmentation.augment(tf.constant(image), changes, of_poster)
+        for image, of_poster in zip(posters, draws, strict=True)
+    ]
+    found = tf.function(augmentation.augment_batch)(changes, tf.constant(posters), tf.stack(draws))
+    assert found.dtype == tf.uint8
+    assert np.abs(found.numpy().astype(int) - np.stack(expected)).max() <= 1
+    assert (found.numpy() != posters).any(axis=(1, 2, 3)).mean() > 0.3
+    compiled = tf.function(augmentation.augment_batch, jit_compile=True)
+    by_xla = compiled(changes, tf.constant(posters), tf.stack(draws)).numpy()
+    assert np.abs(by_xla.astype(int) - np.stack(expected)).max() <= 1
+    none = augmentation.augment_batch(changes, tf.constant(posters[:0]), tf.stack(draws)[:0])
+    assert none.shape == (0, SIZE, SIZE, 3)
+
+
+def test_what_is_left_to_the_device_is_what_the_pipeline_would_have_made(split, tmp_path):
+    on_cpu = epochs(split, tmp_path, "decoded", config.AUGMENTATIONS, count=20)
+    on_device = epochs(split, tmp_path, "decoded", config.AUGMENTATIONS, count=20, on_device=True)
+    change = pipeline.PipelineSpec(
+        split, 48, 32, augment=config.AUGMENTATIONS, augment_on_device=True
+    ).augment_batch
+    for expected, batch in zip(on_cpu, on_device, strict=True):
+        np.testing.assert_array_equal(batch["genres"], expected["genres"])
+        changed = change(batch["image"], batch["draws"]).numpy()
+        assert np.abs(changed.astype(int) - expected["image"]).max() <= 1
+    resumed = epochs(
+        split, tmp_path, "encoded", config.AUGMENTATIONS, start_step=18, count=2, on_device=True
+    )
+    for a, b in zip(on_device[18:], resumed, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def test_a_step_that_changes_its_posters_trains_on_the_changed_ones():
+    change = functools.partial(augmentation.augment_batch, ("flip", "erase"))  # Not rounded.
+    batches = test_train.make_batches([8, 8, 5])
+    draws = [
+        np.stack([augmentation.draw(46, i, 0, key) for key in range(len(batch["genres"]))])
+        for i, batch in enumerate(batches)
+    ]
+    drawn = [{**batch, "draws": d} for batch, d in zip(batches, draws, strict=True)]
+    changed = [{**b, "image": change(b["image"], d)} for b, d in zip(batches, draws, strict=True)]
+    expected = test_train.train_on(changed, [1, 2])
+    for a, b in zip(
+        test_train.train_on(drawn, [1, 2], augment=change)[:2], expected[:2], strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert np.abs(test_train.train_on(batches, [1, 2])[1] - expected[1]).max() > 1e-2
+
+
+def epochs(
+    split,
+    tmp_path,
+    cache,
+    augment=("flip", "color"),
+    start_step=0,
+    count=32,
+    on_device=False,
+):
     spec = pipeline.PipelineSpec(
         split,
         image_size=48,
@@ -123,6 +189,7 @@ def epochs(split, tmp_path, cache, augment=("flip", "color"), start_step=0, coun
         shuffle_buffer=510,
         seed=5,
         augment=augment,
+        augment_on_device=on_device,
         start_step=start_step,
         cache_file=str(tmp_path / "posters") if cache == "disk" else "",
     )

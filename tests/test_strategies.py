@@ -97,9 +97,9 @@ def test_the_reference_cnn_agrees_in_float64(data_dir, tmp_path):
 def test_a_worker_that_is_killed_and_started_again_changes_nothing(data_dir, tmp_path):
     """The uninterrupted run keeps its posters on a disk that both workers write to.
 
-    Of an epoch's last batch, of 6 posters, the second worker has none.
+    Of an epoch's last batch, of 6 posters, the second worker has none. The device changes them.
     """
-    flags = (*FLAGS, "--batch_size=36")
+    flags = (*FLAGS, "--batch_size=36", "--augment_on=device")
     workers, _ = start_workers(2, data_dir, tmp_path / "whole", *flags, "--cache=disk")
     for worker in workers:
         finish(worker)

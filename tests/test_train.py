@@ -243,8 +243,8 @@ def train_on(batches, calls, **settings):
     optimizer.build(model.trainable_variables)
     step = steps.make_train_step(model, optimizer, tf.distribute.get_strategy(), **settings)
     spec = {
-        "image": tf.TensorSpec([None, 46, 46, 3], tf.uint8),
-        "genres": tf.TensorSpec([None, 4]),
+        name: tf.TensorSpec([None, *value.shape[1:]], value.dtype)
+        for name, value in batches[0].items()
     }
     iterator = iter(tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec))
     outputs = [step(iterator, count) for count in calls]

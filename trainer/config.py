@@ -73,6 +73,7 @@ class Config:
     max_steps: int = _optimization(0, "Stop after this many steps; 0: no limit.", minimum=0)
 
     augment: str = _augmentation("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
+    augment_on: str = _augmentation("auto", "Where they are changed: cpu, poster by poster with the decoding; device, batch by batch in the training step; auto: device on a GPU.", choices=("auto", "cpu", "device"))
 
     checkpoint_every_steps: int = _checkpoints(0, "Save a checkpoint every so many steps; 0: at the end of an epoch.", minimum=0)
     checkpoint_every_seconds: float = _checkpoints(300.0, "Save one also when the last is so many seconds old.", minimum=0)

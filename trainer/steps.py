@@ -19,6 +19,7 @@ def make_train_step(
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.binary_crossentropy,
     average: optimizer_lib.WeightAverage | None = None,
     jit_compile: bool = False,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ):
     """Returns a compiled function that trains on the next global batches of an iterator.
 
@@ -34,6 +35,7 @@ def make_train_step(
         loss: function of labels and logits [B, G] to losses [B].
         average: a running average of the weights to keep up.
         jit_compile: whether XLA compiles what a replica does.
+        augment: function of a batch's `image` and `draws` to the images to train on.
     """
 
     def replica_step(batch):
@@ -42,8 +44,9 @@ def make_train_step(
         # mean is taken over the examples that there are.
         local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
         global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
+        images = augment(batch["image"], batch["draws"]) if augment else batch["image"]
         with tf.GradientTape() as tape:
-            logits = tf.cast(_predict(model, batch["image"]), tf.float32)
+            logits = tf.cast(_predict(model, images), tf.float32)
             mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
             scaled_loss = optimizer.scale_loss(mean_loss)
         gradients = tape.gradient(scaled_loss, model.trainable_variables)

@@ -24,6 +24,7 @@ _SETTINGS = (
     "batch_size",
     "precision",
     "augment",
+    "augment_on",
     "jit_compile",
 )
 _COMPARISONS = ("tutorial", "opencv", "keras_fit", "pytorch")

@@ -61,11 +61,18 @@ def training_stages(
     model = registry.create_model(config, num_genres, precision)
     optimizer = optimizer_lib.create_optimizer(config, precision, steps_per_epoch=1)
     optimizer.build(model.trainable_variables)
-    train_step = steps.make_train_step(
-        model, optimizer, tf.distribute.get_strategy(), jit_compile=config.jit_compile
+    make_train_step = functools.partial(
+        steps.make_train_step,
+        model,
+        optimizer,
+        tf.distribute.get_strategy(),
+        jit_compile=config.jit_compile,
     )
+    # A resident batch is trained on as it is.
+    resident_step = make_train_step()
+    fed_step = make_train_step(augment=run_data.make_train_spec(config, split).augment_batch)
 
-    def fed_by(batches) -> Stage:
+    def fed_by(batches, train_step=fed_step) -> Stage:
         # Reading a result back waits for the device.
         return functools.partial(
             turns.take_turn, lambda: len(train_step(batches)["logits"].numpy())
@@ -87,7 +94,7 @@ def training_stages(
         return turns.take_turn(lambda: _size(next(warm)), seconds)
 
     return {
-        "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat())),
+        "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat()), resident_step),
         "warm_pipeline": warm_pipeline,
         "step_fed_cold": fed_by(iter(cold)),
         "step_fed_warm": fed_by(warm),

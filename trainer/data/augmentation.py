@@ -3,12 +3,16 @@
 The same seed, epoch and example give the same change, whatever was drawn before, so that
 a run can be repeated and resumed. Each change has its own numbers: choosing one more
 leaves the others as they were.
+
+The numbers are drawn with the examples, on the CPU. The posters are changed there too, one by
+one (`augment`), or on the device that trains, a batch at a time (`augment_batch`).
 """
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
+DRAWS = (4, 5)  # What is drawn for a poster: a row for each change.
 _CROPPED_AREA = (0.6, 1.0)  # Share of the poster that a crop keeps.
 _CROPPED_ASPECT = (3 / 4, 4 / 3)
 _COLOR = (0.75, 1.25)  # Factors of brightness, contrast and saturation.
@@ -18,9 +22,28 @@ _ERASED_LEVEL = 128
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG.
 
 
-def augment(
-    image: tf.Tensor, changes: Sequence[str], seed: int, epoch: tf.Tensor, key: tf.Tensor
-) -> tf.Tensor:
+def draw(size: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Draws an epoch's changes to a poster.
+
+    Args:
+        size: S, side of the poster in pixels.
+        seed: of the run.
+        epoch: int64 scalar.
+        key: int64 scalar, which tells the poster from others.
+
+    Returns:
+        float32 [4, 5]: for flip, crop, color and erase, five numbers from 0 to 1, of which crop
+        and erase have top, left, height and width of a rectangle, in pixels, for the first four.
+    """
+    draws = tf.random.stateless_uniform(DRAWS, _stateless_seed(seed, epoch, key))
+    flip, crop, color, erase = tf.unstack(draws)
+    # Here, since another device may round the last digit otherwise, and with it to a whole pixel.
+    crop = _with_rectangle(size, crop, _CROPPED_AREA, _CROPPED_ASPECT)
+    erase = _with_rectangle(size, erase, _ERASED_AREA, _ERASED_ASPECT)
+    return tf.stack([flip, crop, color, erase])
+
+
+def augment(image: tf.Tensor, changes: Sequence[str], draws: tf.Tensor) -> tf.Tensor:
     """Changes a poster at random.
 
     Args:
@@ -29,14 +52,11 @@ def augment(
             area, resized to the whole), color (brightness, contrast, saturation by up
             to a quarter), erase (a grey rectangle of 2 to 20% of the area, on every
             other poster).
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the poster from others.
+        draws: of `draw`.
 
     Returns:
         uint8 [S, S, 3].
     """
-    draws = tf.random.stateless_uniform([4, 5], _stateless_seed(seed, epoch, key))
     flip, crop, color, erase = tf.unstack(draws)
     if "flip" in changes:
         image = _flip(image, flip)
@@ -45,11 +65,31 @@ def augment(
     if "color" in changes:
         pixels = _color(pixels, color)
     if {"crop", "color"} & set(changes):
-        image = tf.cast(
-            tf.raw_ops.ClipByValue(t=pixels + 0.5, clip_value_min=0.0, clip_value_max=255.0),
-            tf.uint8,
-        )
+        image = _round(pixels)
     return _erase(image, erase) if "erase" in changes else image
+
+
+def augment_batch(changes: Sequence[str], images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Changes posters as `augment` does, to one level, without a branch or a loop.
+
+    Args:
+        changes: as `augment` takes them.
+        images: uint8 [B, S, S, 3].
+        draws: float32 [B, 4, 5], of `draw`.
+
+    Returns:
+        uint8 [B, S, S, 3].
+    """
+    flip, crop, color, erase = tf.unstack(draws, axis=1)
+    if "flip" in changes:
+        mirrored = flip[:, 0] < 0.5
+        images = tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images)
+    pixels = _crop_batch(images, crop) if "crop" in changes else tf.cast(images, tf.float32)
+    if "color" in changes:
+        pixels = _color_batch(pixels, color)
+    if {"crop", "color"} & set(changes):
+        images = _round(pixels)
+    return _erase_batch(images, erase) if "erase" in changes else images
 
 
 def draw_variant(count: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
@@ -70,15 +110,54 @@ def _stateless_seed(seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     return tf.stack([seed * 1_000_003 + epoch, key])
 
 
+def _round(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.cast(
+        tf.raw_ops.ClipByValue(t=pixels + 0.5, clip_value_min=0.0, clip_value_max=255.0), tf.uint8
+    )
+
+
 def _flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.cond(draw[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
 
 def _crop(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     size = image.shape[0]
-    top, left, height, width = _rectangle(size, draw, _CROPPED_AREA, _CROPPED_ASPECT)
+    top, left, height, width = _rectangle(draw)
     cropped = tf.cast(image[top : top + height, left : left + width], tf.float32)
     return tf.image.resize(cropped, (size, size), method="bilinear")
+
+
+def _crop_batch(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    top, left, height, width = _rectangle(draws)
+    pixels = _interpolate(images, top, height, axis=1)
+    return _interpolate(pixels, left, width, axis=2)
+
+
+def _interpolate(images: tf.Tensor, start: tf.Tensor, length: tf.Tensor, axis: int) -> tf.Tensor:
+    """Stretches a part of an axis to the whole, bilinearly, with half-pixel centres.
+
+    Args:
+        images: [B, S, S, 3], uint8 or float32.
+        start: int32 [B], where the part of each begins.
+        length: int32 [B], and how long it is.
+        axis: 1 or 2.
+
+    Returns:
+        float32 [B, S, S, 3].
+    """
+    size = images.shape[axis]
+    last = tf.cast(length - 1, tf.float32)[:, None]
+    scale = tf.cast(length, tf.float32)[:, None] / size
+    # Beyond the centres of the first and the last pixel are these themselves.
+    position = tf.clip_by_value((tf.range(size, dtype=tf.float32) + 0.5) * scale - 0.5, 0.0, last)
+    low = tf.floor(position)
+    index = start[:, None] + tf.cast(low, tf.int32)
+    after = start[:, None] + tf.cast(tf.minimum(low + 1, last), tf.int32)
+    here, there = (
+        tf.cast(tf.gather(images, i, axis=axis, batch_dims=1), tf.float32) for i in (index, after)
+    )
+    share = tf.expand_dims(position - low, 3 - axis)[..., None]
+    return here + (there - here) * share
 
 
 def _color(pixels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
@@ -96,8 +175,22 @@ def _color(pixels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.reshape(changed + brightness * (1 - contrast) * mean, pixels.shape)
 
 
+def _color_batch(pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """As `_color`, of [B, S, S, 3]."""
+    low, high = _COLOR
+    factors = (low + (high - low) * draws[:, :3])[..., None, None]
+    brightness, contrast, saturation = tf.unstack(factors, axis=1)
+    luma = tf.constant(_LUMA)[:, None]
+    mean = tf.matmul(tf.reduce_mean(pixels[:, ::8, ::8], axis=[1, 2])[:, None], luma)
+    to_luma = tf.tile(luma, [1, 3])
+    matrix = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * to_luma)
+    # Not a product of matrices: three columns are too narrow for it.
+    changed = tf.add_n([pixels[..., i, None] * matrix[:, None, i, None] for i in range(3)])
+    return changed + (brightness * (1 - contrast) * mean)[..., None]
+
+
 def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-    top, left, height, width = _rectangle(image.shape[0], draw, _ERASED_AREA, _ERASED_ASPECT)
+    top, left, height, width = _rectangle(draw)
 
     def erased() -> tf.Tensor:
         band = image[top : top + height]
@@ -110,11 +203,26 @@ def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.cond(draw[4] < 0.5, erased, lambda: image)
 
 
-def _rectangle(size: int, draw: tf.Tensor, areas: tuple, aspects: tuple) -> list[tf.Tensor]:
-    """Returns top, left, height and width of a rectangle in a square, int32 scalars."""
+def _erase_batch(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    top, left, height, width = (side[:, None] for side in _rectangle(draws))
+    position = tf.range(images.shape[1])
+    rows = (position >= top) & (position < top + height) & (draws[:, 4, None] < 0.5)
+    columns = (position >= left) & (position < left + width)
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return tf.where(inside, tf.constant(_ERASED_LEVEL, tf.uint8), images)
+
+
+def _rectangle(draws: tf.Tensor) -> list[tf.Tensor]:
+    """Returns top, left, height and width of rectangles, int32 [...], from draws [..., 5]."""
+    return tf.unstack(tf.cast(draws[..., :4], tf.int32), axis=-1)
+
+
+def _with_rectangle(size: int, draw: tf.Tensor, areas: tuple, aspects: tuple) -> tf.Tensor:
+    """Makes a rectangle in a square of five numbers from 0 to 1; the last stays."""
     area = areas[0] + (areas[1] - areas[0]) * draw[0]
     aspect = aspects[0] * (aspects[1] / aspects[0]) ** draw[1]
     sides = tf.sqrt(area * tf.stack([1 / aspect, aspect]))
     lengths = tf.cast(tf.clip_by_value(tf.round(size * sides), 1, size), tf.int32)
     corner = tf.cast(draw[2:4] * tf.cast(size - lengths + 1, tf.float32), tf.int32)
-    return [*tf.unstack(tf.minimum(corner, size - lengths)), *tf.unstack(lengths)]
+    rectangle = tf.concat([tf.minimum(corner, size - lengths), lengths], axis=0)
+    return tf.concat([tf.cast(rectangle, tf.float32), draw[4:]], axis=0)

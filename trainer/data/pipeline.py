@@ -7,6 +7,7 @@ twenty seconds where tf.data's autotuning is on, and throws away what was prefet
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +29,7 @@ class PipelineSpec:
         shuffle_buffer: examples to draw from.
         start_step: batches that an interrupted run has trained on.
         augment: random changes, of `config.AUGMENTATIONS`.
+        augment_on_device: whether the training step makes them, of what is drawn here.
         cache: what is kept after the first epoch: decoded, encoded, disk or none.
         cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
     """
@@ -39,6 +41,7 @@ class PipelineSpec:
     shuffle_buffer: int = 1
     start_step: int = 0
     augment: tuple[str, ...] = ()
+    augment_on_device: bool = False
     cache: str = "none"
     cache_file: str = ""
 
@@ -54,11 +57,21 @@ class PipelineSpec:
         )
 
     @property
+    def augment_batch(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+        """What makes a batch's changes of its `image` and `draws`, if they are left to make."""
+        if not self.augment_on_device:
+            return None
+        return functools.partial(augmentation.augment_batch, self.augment)
+
+    @property
     def empty_batch(self) -> dict[str, tf.Tensor]:
         """A batch without posters."""
-        return batching_lib.empty_batch(
+        empty = batching_lib.empty_batch(
             [self.image_size, self.image_size, 3], len(self.split.genres)
         )
+        if self.augment_on_device:
+            empty["draws"] = tf.zeros([0, *augmentation.DRAWS])
+        return empty
 
     def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns a record's pixels and labels, and the key from which its changes are drawn."""
@@ -71,14 +84,15 @@ class PipelineSpec:
         return loaded
 
     def change(self, example: dict[str, tf.Tensor], epoch: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns what the model sees of a loaded example in an epoch (int64 scalar)."""
-        image = augmentation.augment(
-            example["image"], self.augment, self.seed, epoch, example["key"]
-        )
-        return {"image": image, "genres": example["genres"]}
+        """Returns a loaded example, changed as in an epoch (int64 scalar), or what is drawn."""
+        draws = augmentation.draw(self.image_size, self.seed, epoch, example["key"])
+        image, genres = example["image"], example["genres"]
+        if self.augment_on_device:
+            return {"image": image, "genres": genres, "draws": draws}
+        return {"image": augmentation.augment(image, self.augment, draws), "genres": genres}
 
     def changed(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
-        """Returns loaded examples as the model sees them in an epoch."""
+        """Returns loaded examples as the training step takes them in an epoch."""
         if not self.augment:
             return examples
         return batching_lib.map_parallel(examples, functools.partial(self.change, epoch=epoch))
@@ -99,7 +113,8 @@ def train_batches(
 
     Yields:
         For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
-        [B, G], multi-hot, where B is the batch size divided by the replicas.
+        [B, G], multi-hot, where B is the batch size divided by the replicas; with
+        `augment_on_device` also `draws` float32 [B, 4, 5].
     """
     examples = spec.split.read()
     keeps_decoded = spec.cache in ("decoded", "disk")
@@ -200,6 +215,7 @@ def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.nda
     Returns:
         uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
+    spec = dataclasses.replace(spec, augment_on_device=False)
     example = next(iter(spec.split.read().map(spec.load)))
     variants = [spec.change(example, tf.constant(i, tf.int64))["image"] for i in range(count)]
     return example["image"].numpy(), np.stack(variants)

@@ -86,12 +86,17 @@ def make_train_spec(
     """
     # A frozen backbone's features are shuffled whole.
     frozen = config.freeze == config_lib.BACKBONE
+    augment = () if frozen else config.augmentations
+    on_device = config.augment_on == "device" or (
+        config.augment_on == "auto" and bool(tf.config.list_logical_devices("GPU"))
+    )
     return make_spec(
         config,
         split,
         seed=config.seed,
         shuffle_buffer=split.num_examples if frozen else config.shuffle_buffer,
-        augment=() if frozen else config.augmentations,
+        augment=augment,
+        augment_on_device=bool(augment) and on_device,
         **changes,
     )
 

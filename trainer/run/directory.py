@@ -34,6 +34,7 @@ _MAY_CHANGE = {
     "steps_per_call",
     "deterministic",
     "data_service",
+    "augment_on",
     "checkpoint_every_steps",
     "checkpoint_every_seconds",
     "keep_checkpoints",
