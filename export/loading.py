@@ -9,6 +9,7 @@ An image's pixels are those of the poster that a dataset would store (`poster_tf
 an image for which that cannot be done in a graph is refused.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from poster_tfds import images as images_lib
+from trainer import config as config_lib
 from trainer.data import preprocessing
 
 (
@@ -63,13 +65,18 @@ class Limits(NamedTuple):
 class ImageLoader:
     """Decodes and resizes images, row by row: what becomes of one never depends on another."""
 
-    def __init__(self, image_size: int, limits: Limits):
+    def __init__(self, image_size: int, limits: Limits, resize: str = config_lib.BILINEAR):
         """Prepares to load.
 
         Args:
             image_size: S, the side of the result in pixels.
             limits: what an image may cost.
+            resize: how images are resized to it, of `config.RESIZES`.
         """
+        self._to_pixels = functools.partial(
+            preprocessing.decode_for, image_size=image_size, method=resize
+        )
+        self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
         self._image_size = image_size
         self._limits = limits
 
@@ -126,14 +133,16 @@ class ImageLoader:
         none, none_loaded = np.zeros([0, 0, 3], np.uint8), tf.zeros([0], tf.int64)
         image = tf.cond(
             status[0] == LOADED,
-            lambda: _decoded_or(none, images[0], lambda image: _decode_jpeg(image, self._limits)),
+            lambda: _decoded_or(
+                none, images[0], lambda image: self._to_pixels(_check_jpeg(image, self._limits))
+            ),
             lambda: tf.constant(none),
         )
         # Resized outside: a pipeline prepares its functions anew at each call, so that every
         # operation in them costs more than one here.
         return tf.cond(
             tf.size(image) > 0,
-            lambda: (status, preprocessing.resize(image, self._image_size)[None]),
+            lambda: (status, self._resize(image)[None]),
             lambda: self._load_rest(images, status, none_loaded, self._black[None]),
         )
 
@@ -141,8 +150,7 @@ class ImageLoader:
         """Loads any number of images, for JPEGs first."""
 
         def load(row):
-            image = _decode_jpeg(images[row], self._limits)
-            return preprocessing.resize(image, self._image_size)
+            return self._resize(self._to_pixels(_check_jpeg(images[row], self._limits)))
 
         rows = tf.where((status == LOADED) & _begins_as_jpeg(images))[:, 0]
         rows, pixels = _for_each(rows, load, self._black)
@@ -163,7 +171,7 @@ class ImageLoader:
 
         def load(row):
             status, image = self._decode(images[row])
-            return status, preprocessing.resize(image, self._image_size)
+            return status, self._resize(image)
 
         num_loaded = tf.size(rows)
         positions = tf.tensor_scatter_nd_update(
@@ -198,7 +206,9 @@ class ImageLoader:
         decoded = tf.cond(
             status == LOADED,
             lambda: tf.cond(
-                is_png, lambda: _decode_png(image), lambda: preprocessing.decode(image)
+                is_png,
+                lambda: self._to_pixels(_png_to_jpeg(image)),
+                lambda: self._to_pixels(image),
             ),
             lambda: tf.constant(_BLACK),
         )
@@ -218,7 +228,7 @@ class ImageLoader:
         parts = tf.raw_ops.StringSplitV2(input=images, sep=_SCAN, maxsplit=2)
 
         def check_same(row):
-            again = preprocessing.decode_and_resize(_add_filler(images[row]), self._image_size)
+            again = self._resize(self._to_pixels(_add_filler(images[row])))
             same = tf.reduce_all(again == pixels[row])
             with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[row])]):
                 return tf.identity(row)
@@ -272,8 +282,8 @@ def _contains(texts: tf.Tensor, pattern: str) -> tf.Tensor:
     return tf.strings.regex_replace(texts, pattern, "", replace_global=False) != texts
 
 
-def _decode_jpeg(image: tf.Tensor, limits: Limits) -> tf.Tensor:
-    """Returns uint8 [H, W, 3]; raises an error for what is no JPEG, beyond limits or CMYK."""
+def _check_jpeg(image: tf.Tensor, limits: Limits) -> tf.Tensor:
+    """Returns a JPEG; raises an error for what is none, beyond limits or CMYK."""
     height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(image))
     # A product might overflow.
     usual = (channels <= _MAX_CHANNELS) & (height <= limits.max_pixels // width)
@@ -281,11 +291,11 @@ def _decode_jpeg(image: tf.Tensor, limits: Limits) -> tf.Tensor:
         usual &= tf.maximum(height, width) <= limits.max_side
     # `tf.debugging.Assert` adds branches, which cost more than what they guard.
     with tf.control_dependencies([tf.raw_ops.Assert(condition=usual, data=[height, width])]):
-        return preprocessing.decode(image)
+        return tf.identity(image)
 
 
-def _decode_png(image: tf.Tensor) -> tf.Tensor:
-    """Returns the pixels of the JPEG that `poster_tfds.images` makes of a PNG: uint8 [H, W, 3]."""
+def _png_to_jpeg(image: tf.Tensor) -> tf.Tensor:
+    """Returns the JPEG that `poster_tfds.images` makes of a PNG."""
 
     def on_white():
         rgba = tf.cast(tf.io.decode_png(image, channels=4), tf.uint16)
@@ -298,7 +308,7 @@ def _decode_png(image: tf.Tensor) -> tf.Tensor:
 
     # Of an image without transparency, TensorFlow makes one if a value has less than 8 bits.
     rgb = tf.cond(_has_alpha(image), on_white, lambda: tf.io.decode_png(image, channels=3))
-    return preprocessing.decode(tf.io.encode_jpeg(rgb, quality=images_lib.JPEG_QUALITY))
+    return tf.io.encode_jpeg(rgb, quality=images_lib.JPEG_QUALITY)
 
 
 def _add_filler(jpeg: tf.Tensor) -> tf.Tensor:

@@ -54,7 +54,9 @@ def export_saved_model(
     split = _find_split(run)
     if split and split.builder.info.metadata:
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
-    module = serving_model.ServingModel(model, facts["genres"], facts["image_size"], top_k, limits)
+    module = serving_model.ServingModel(
+        model, facts["genres"], facts["image_size"], top_k, limits, facts["resize"]
+    )
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):

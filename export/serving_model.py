@@ -1,11 +1,13 @@
 """The signatures of the exported model."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from export import loading
+from trainer import config as config_lib
 from trainer.data import preprocessing
 
 
@@ -24,6 +26,7 @@ class ServingModel(tf.Module):
         image_size: int,
         top_k: int,
         limits: loading.Limits,
+        resize: str = config_lib.BILINEAR,
     ):
         """Wraps a trained model.
 
@@ -33,15 +36,16 @@ class ServingModel(tf.Module):
             image_size: S.
             top_k: genres that `top_k` answers with; all, if there are fewer.
             limits: what an image may cost.
+            resize: how images are resized to S, of `config.RESIZES`.
         """
         super().__init__(name="poster_genres")
         # Behind a function: tf.Module would track the model too and, Keras 3 wrapping
         # its variables, store every weight twice (keras#23553).
         self._logits = lambda pixels: model(pixels, training=False)
-        self._image_size = image_size
+        self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
         self._genres = tuple(genres)
         self._top_k = min(top_k, len(genres))
-        self._loader = loading.ImageLoader(image_size, limits)
+        self._loader = loading.ImageLoader(image_size, limits, resize)
         # tf.Module does not see into a Keras 3 model; a server could not restore the
         # variables of one that it merely holds.
         self._variables = [variable.value for variable in model.weights]
@@ -108,7 +112,7 @@ class ServingModel(tf.Module):
         """
         scores = tf.cond(
             tf.size(pixels) > 0,
-            lambda: self._score(preprocessing.resize(pixels, self._image_size)),
+            lambda: self._score(self._resize(pixels)),
             lambda: tf.zeros([tf.shape(pixels)[0], len(self._genres)]),
         )
         return {"scores": scores, "genres": self._names(scores)}

@@ -1,5 +1,6 @@
 """What is exported answers as what was trained, from any directory, in a session."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,8 +14,8 @@ import tensorflow_datasets as tfds
 from export import loading, saved_model
 from tests import conftest, test_preprocessing
 from trainer import config, steps
-from trainer.data import pipeline, splits
-from trainer.run import checkpoints
+from trainer.data import pipeline, run_data, splits
+from trainer.run import checkpoints, directory
 
 
 def serve(version, images):
@@ -53,6 +54,24 @@ def assert_scores_are_the_trainers(run_dir, version, dataset, data_dir):
 
 def test_scores_equal_the_trainers_float32_evaluation(run_dir, export_dir, data_dir):
     assert_scores_are_the_trainers(run_dir, export_dir / "1", "poster_tfds/synthetic", data_dir)
+
+
+def test_a_model_of_antialiased_posters_is_served_antialiased(run_dir, data_dir, tmp_path):
+    """As its run says: the pixels of its training, through the export, give the same scores."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"resize": "bilinear"', '"resize": "antialias"'))
+    version = saved_model.export_saved_model(tmp_path / "run", tmp_path / "export")
+    settings, _ = directory.RunDirectory(tmp_path / "run").read_config()
+    split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
+    model, _ = checkpoints.restore_model(tmp_path / "run")
+    jpegs = [example["image"] for example in split.read(in_parts=True).take(8).as_numpy_iterator()]
+    found = serve(version, jpegs)["scores"]
+    logits = model(pipeline.first_posters(run_data.make_spec(settings, split), 8))
+    np.testing.assert_allclose(found, tf.sigmoid(logits), atol=1e-5)
+    bilinear = dataclasses.replace(settings, resize="bilinear")
+    logits = model(pipeline.first_posters(run_data.make_spec(bilinear, split), 8))
+    assert np.abs(found - tf.sigmoid(logits)).max() > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from absl import flags
 
 AUGMENTATIONS = ("flip", "crop", "color", "erase")
 LOSSES = ("binary_crossentropy", "focal", "asymmetric")
+BILINEAR, ANTIALIAS = RESIZES = ("bilinear", "antialias")
 BACKBONE = "backbone"  # What `freeze` calls all layers but the head.
 
 
@@ -53,6 +54,7 @@ class Config:
 
     model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
     image_size: int = _model(350, "Height and width that posters are resized to, in pixels.", minimum=32)
+    resize: str = _model("bilinear", "How they are resized: bilinear, from four pixels for each, or antialias, from all that each covers, which decodes large JPEGs at a half, a quarter or an eighth.", choices=RESIZES)
     pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 or keras:NAME begins with: none, imagenet, or a file of them.")
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
     freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")

@@ -21,6 +21,7 @@ _SETTINGS = (
     "data_dir",
     "train_split",
     "image_size",
+    "resize",
     "batch_size",
     "precision",
     "augment",

@@ -33,10 +33,15 @@ def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str,
         num_parallel_reads=threads,
     )
     decoded = examples.map(
-        lambda example: preprocessing.decode(example["image"]), num_parallel_calls=threads
+        lambda example: preprocessing.decode_for(
+            example["image"], config.image_size, config.resize
+        ),
+        num_parallel_calls=threads,
     )
     resized = examples.map(
-        lambda example: preprocessing.decode_and_resize(example["image"], config.image_size),
+        lambda example: preprocessing.decode_and_resize(
+            example["image"], config.image_size, config.resize
+        ),
         num_parallel_calls=threads,
     )
     counted = {

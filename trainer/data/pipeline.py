@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from trainer import config as config_lib
 from trainer.data import augmentation, batching as batching_lib, preprocessing, splits
 
 _Service = tf.data.experimental.service
@@ -25,6 +26,7 @@ class PipelineSpec:
         split: the split to read.
         image_size: side S of the posters, in pixels.
         batch_size: global batch size, which the number of replicas must divide.
+        resize: how posters are resized to it, of `config.RESIZES`.
         seed: together with the epoch's number, gives the order and the changes.
         shuffle_buffer: examples to draw from.
         start_step: batches that an interrupted run has trained on.
@@ -37,6 +39,7 @@ class PipelineSpec:
     split: splits.Split
     image_size: int
     batch_size: int
+    resize: str = config_lib.BILINEAR
     seed: int = 0
     shuffle_buffer: int = 1
     start_step: int = 0
@@ -76,7 +79,9 @@ class PipelineSpec:
     def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns a record's pixels and labels, and the key from which its changes are drawn."""
         loaded = {
-            "image": preprocessing.decode_and_resize(example["image"], self.image_size),
+            "image": preprocessing.decode_and_resize(
+                example["image"], self.image_size, self.resize
+            ),
             "genres": splits.multi_hot(example["genres"], len(self.split.genres)),
         }
         if self.augment:

@@ -71,7 +71,9 @@ def make_spec(
         split: the split to read.
         **changes: attributes of `PipelineSpec`, in the place of its defaults.
     """
-    return pipeline.PipelineSpec(split, config.image_size, config.batch_size, **changes)
+    return pipeline.PipelineSpec(
+        split, config.image_size, config.batch_size, config.resize, **changes
+    )
 
 
 def make_train_spec(
