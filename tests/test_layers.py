@@ -1,10 +1,13 @@
 """A convolution joined with its normalization is what Keras makes of the two."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import conftest
 from trainer.models import layers
 
 SHAPE = (4, 9, 8, 6)
@@ -70,3 +73,45 @@ def test_half_precision_folds_in_full():
     half.set_weights(layer.get_weights())
     assert half(inputs).dtype == tf.bfloat16
     np.testing.assert_allclose(tf.cast(half(inputs), tf.float32), layer(inputs), atol=0.5)
+
+
+LOCAL_STATISTICS = """
+import keras, numpy as np, tensorflow as tf
+from trainer import runtime
+from trainer.models import layers
+
+strategy = runtime.create_strategy("mirrored", logical_cpus=2)
+parts = np.random.default_rng(0).normal(3, 2, (2, 4, 5, 6, 3)).astype(np.float32)
+parts[1] += 5
+with strategy.scope():
+    layer = layers.FusedBatchNormalization(synchronized=False)
+    layer.build((None, 5, 6, 3))
+
+@tf.function
+def normalize(weights):
+    def of_replica():
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        with layers.statistics_weighted(tf.gather(weights, index)):
+            return layer(tf.gather(parts, index), training=True)
+    return strategy.experimental_local_results(strategy.run(of_replica))
+
+for weights in ([1.0, 1.0], [1.0, 0.0]):
+    before = [value.numpy() for value in (layer.moving_mean, layer.moving_variance)]
+    recorded = []
+    for part, found in zip(parts, normalize(tf.constant(weights)), strict=True):
+        stock = keras.layers.BatchNormalization()
+        stock.build((None, 5, 6, 3))
+        stock.moving_mean.assign(before[0])
+        stock.moving_variance.assign(before[1])
+        np.testing.assert_allclose(found, stock(part, training=True), atol=1e-5)
+        recorded.append([stock.moving_mean.numpy(), stock.moving_variance.numpy()])
+    expected = np.average(recorded, axis=0, weights=weights)
+    for moving, value in zip((layer.moving_mean, layer.moving_variance), expected, strict=True):
+        for copy in strategy.experimental_local_results(moving.value):
+            np.testing.assert_allclose(copy, value, rtol=1e-5)
+"""
+
+
+def test_replicas_that_are_not_synchronized_normalize_as_keras_does_each():
+    """And all record the mean of their statistics, but of one without posters."""
+    conftest.run(sys.executable, "-c", LOCAL_STATISTICS)

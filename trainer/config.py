@@ -83,6 +83,7 @@ class Config:
 
     precision: str = _devices("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
     strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    batch_norm: str = _devices("global", "Batch whose statistics several replicas normalize with: global, or local, each its own part, which is faster and learns otherwise.", choices=("global", "local"))
     worker_timeout: float = _devices(600.0, "Seconds to wait until all workers that TF_CONFIG names have started; 0: for ever.", minimum=0)
     max_restarts: int = _devices(10, "How often a process may start anew, in all, because another worker is lost.", minimum=0)
     tpu: str = _devices("", "Name or address of the TPU, for --strategy=tpu.")

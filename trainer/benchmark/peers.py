@@ -151,7 +151,10 @@ def with_stock_layers(model: keras.Sequential) -> keras.Sequential:
     }
 
     def clone(layer):
-        return stock.get(type(layer), type(layer)).from_config(layer.get_config())
+        settings = layer.get_config()
+        if "synchronized" in settings:
+            settings["synchronized"] = False  # There is one device.
+        return stock.get(type(layer), type(layer)).from_config(settings)
 
     return keras.models.clone_model(model, clone_function=clone)
 

@@ -15,7 +15,13 @@ def compact_cnn(config: config_lib.Config, num_genres: int, precision: str) -> k
 
     def convolve(x, filters, kernel_size=3, strides=1, activation="relu"):
         return layers.ConvBatchNorm(
-            filters, kernel_size, strides, activation, momentum=0.9, dtype=precision
+            filters,
+            kernel_size,
+            strides,
+            activation,
+            momentum=0.9,
+            synchronized=config.batch_norm == "global",
+            dtype=precision,
         )(x)
 
     pixels = ends.pixel_input(config)

@@ -41,16 +41,18 @@ _STAGES = (
 
 def efficientnet_lite0(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
     """EfficientNet-Lite0 with a head for genres."""
-    backbone = create_backbone(config.image_size, precision)
+    synchronized = config.batch_norm == "global"
+    backbone = create_backbone(config.image_size, precision, synchronized)
     return ends.with_head(backbone, config, num_genres, precision)
 
 
-def create_backbone(image_size: int, precision: str) -> keras.Model:
+def create_backbone(image_size: int, precision: str, synchronized: bool = True) -> keras.Model:
     """Returns EfficientNet-Lite0 without its classifier, with fresh weights.
 
     Args:
         image_size: side S of the input, in pixels.
         precision: Keras dtype policy.
+        synchronized: whether several replicas share the batch's statistics.
 
     Returns:
         Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters.
@@ -62,7 +64,13 @@ def create_backbone(image_size: int, precision: str) -> keras.Model:
 
     def convolve(x, name, filters, kernel_size=1, strides=1, activation="relu6"):
         return layers.ConvBatchNorm(
-            filters, kernel_size, strides, activation, name=name, dtype=precision
+            filters,
+            kernel_size,
+            strides,
+            activation,
+            synchronized=synchronized,
+            name=name,
+            dtype=precision,
         )(x)
 
     x = convolve(x, "stem", _STEM_FILTERS, 3, 2)

@@ -42,8 +42,13 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     code.
 
     Where several replicas train together, the statistics are of the whole global batch, so
-    that they learn what one device would.
+    that they learn what one device would. Not `synchronized`, each normalizes its part of [N, H,
+    W, C] for itself, which spares a copy in float32, and the mean of their statistics is recorded.
     """
+
+    def __init__(self, synchronized: bool = True, **kwargs):
+        """Describes the layer, of `keras.layers.BatchNormalization`'s arguments."""
+        super().__init__(synchronized=synchronized, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
         """Normalizes a batch.
@@ -56,9 +61,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         Returns:
             Tensor of the inputs' shape in the layer's compute dtype.
         """
-        if training and self.trainable and _num_replicas() > 1:
+        is_fused = len(inputs.shape) == 4 and mask is None and self.axis in (-1, 3)
+        is_shared = training and self.trainable and _num_replicas() > 1
+        if is_shared and (self.synchronized or not is_fused):
             return self._normalize_together(inputs)
-        if len(inputs.shape) != 4 or mask is not None or self.axis not in (-1, 3):
+        if not is_fused:
             return super().call(inputs, training=training, mask=mask)
         training = bool(training and self.trainable)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -73,7 +80,10 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         if training:
             # The kernel returns the sample variance; Keras records the population's.
             count = tf.cast(tf.size(inputs[..., 0]), tf.float32)
-            self._record(mean, variance * (tf.maximum(count - 1, 1) / count))
+            variance *= tf.maximum(count - 1, 1) / count
+            if is_shared:
+                mean, variance = _mean_over_replicas(mean, variance)
+            self._record(mean, variance)
         return outputs
 
     def _normalize_together(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -182,6 +192,7 @@ class ConvBatchNorm(keras.layers.Layer):
         activation: str | None = None,
         epsilon: float = 1e-3,
         momentum: float = 0.99,
+        synchronized: bool = True,
         **kwargs,
     ):
         """Describes the layer.
@@ -193,6 +204,7 @@ class ConvBatchNorm(keras.layers.Layer):
             activation: name of a Keras activation; None for none.
             epsilon: added to the variance.
             momentum: of the moving statistics.
+            synchronized: whether several replicas share the batch's statistics.
             **kwargs: name, dtype.
         """
         super().__init__(**kwargs)
@@ -201,7 +213,11 @@ class ConvBatchNorm(keras.layers.Layer):
         self.strides = strides
         self.activation = keras.activations.get(activation)
         self.normalization = FusedBatchNormalization(
-            epsilon=epsilon, momentum=momentum, dtype=self.dtype_policy, name="normalization"
+            synchronized=synchronized,
+            epsilon=epsilon,
+            momentum=momentum,
+            dtype=self.dtype_policy,
+            name="normalization",
         )
 
     def build(self, input_shape):
@@ -262,6 +278,16 @@ class InferenceModel(keras.Model):
 
 def _num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _mean_over_replicas(*values: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the mean of [C] of all replicas that have a part of the batch."""
+    context = tf.distribute.get_replica_context()
+    weight = tf.cast(_statistics_weight.get(), tf.float32)
+    total, *sums = context.all_reduce(
+        tf.distribute.ReduceOp.SUM, [weight, *(weight * value for value in values)]
+    )
+    return [value / total for value in sums]
 
 
 @tf.custom_gradient

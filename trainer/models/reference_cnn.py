@@ -17,12 +17,13 @@ def reference_cnn(config: config_lib.Config, num_genres: int, precision: str) ->
         raise config_lib.UsageError(
             f"--image_size={config.image_size}: reference_cnn needs at least {_SMALLEST} pixels."
         )
+    synchronized = config.batch_norm == "global"
     stack = [ends.pixel_input(config)]
     stack.append(keras.layers.Rescaling(ends.RESCALE, dtype=precision))
     for filters, dropout in ((16, 0.3), (32, 0.3), (64, 0.4), (128, 0.5)):
         stack += [
             layers.Conv2D(filters, 3, activation="relu", dtype=precision),
-            layers.FusedBatchNormalization(dtype=precision),
+            layers.FusedBatchNormalization(synchronized=synchronized, dtype=precision),
             keras.layers.MaxPooling2D(2, dtype=precision),
             layers.Dropout(dropout, dtype=precision),
         ]
@@ -30,7 +31,7 @@ def reference_cnn(config: config_lib.Config, num_genres: int, precision: str) ->
     for _ in range(2):
         stack += [
             keras.layers.Dense(128, activation="relu", dtype=precision),
-            layers.FusedBatchNormalization(dtype=precision),
+            layers.FusedBatchNormalization(synchronized=synchronized, dtype=precision),
             layers.Dropout(0.5, dtype=precision),
         ]
     stack.append(keras.layers.Dense(num_genres, dtype="float32", name="logits"))
