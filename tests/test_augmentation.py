@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from tests import test_preprocessing, test_train
-from trainer import config
-from trainer.data import augmentation, pipeline, splits
+from trainer import config, train
+from trainer.data import augmentation, pipeline, run_data, splits
+from trainer.run import directory
 
 SIZE = 32
 
@@ -170,6 +171,49 @@ def test_a_step_that_changes_its_posters_trains_on_the_changed_ones():
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert np.abs(test_train.train_on(batches, [1, 2])[1] - expected[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_device"),
+    [
+        ({"augment": "flip", "augment_on": "device"}, True),
+        ({"augment": "flip", "augment_on": "cpu"}, False),
+        ({"augment": "flip"}, False),  # Without a GPU.
+        ({"augment_on": "device"}, False),
+        ({"augment": "flip", "augment_on": "device", "freeze": "backbone"}, False),
+    ],
+)
+def test_the_setting_says_where_there_is_something_to_change(split, settings, on_device):
+    spec = run_data.make_train_spec(config.Config(**settings), split)
+    assert spec.augment_on_device == on_device
+    assert (spec.augment_batch is not None) == ("draws" in spec.empty_batch) == on_device
+
+
+def test_a_run_changes_its_posters_wherever_it_is_told_to(data_dir, tmp_path):
+    """The first step's loss, of the same weights, says what was trained on."""
+    losses = []
+    for i, settings in enumerate(
+        ({"augment_on": "cpu"}, {"augment_on": "device"}, {"augment": ""})
+    ):
+        chosen = {"augment": ",".join(config.AUGMENTATIONS), **settings}
+        train.train_and_evaluate(
+            config.Config(
+                dataset="poster_tfds/synthetic",
+                data_dir=str(data_dir),
+                test_split="",
+                image_size=48,
+                max_steps=1,
+                precision="float32",
+                **chosen,
+            ),
+            tmp_path / str(i),
+            report=False,
+        )
+        (record,) = directory.RunDirectory(tmp_path / str(i)).read_metrics().to_dict("records")
+        losses.append(record["loss"])
+    on_cpu, on_device, unchanged = losses
+    assert on_device == pytest.approx(on_cpu, rel=1e-3)
+    assert abs(unchanged - on_cpu) > 0.01 * on_cpu
 
 
 def epochs(
