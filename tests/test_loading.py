@@ -139,7 +139,7 @@ def test_antialiased_pixels_are_those_of_training():
     sent = [make_jpeg(*size) for size in sizes]
     sent.append(png(Image.open(io.BytesIO(sent[-1]))))
     cut = sent[2][: len(sent[2]) // 2] + b"\xff\xd9"
-    for batch in (sent, [*sent, cut], *([image] for image in sent)):
+    for batch in (sent, sent[:-1], [*sent, cut], *([image] for image in sent)):
         reasons, pixels = load(batch)
         for image, reason, found in zip(batch, reasons, pixels, strict=True):
             if image is cut:
