@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from trainer.models import layers
+from trainer import config
+from trainer.models import layers, registry
 
 SHAPE = (4, 9, 8, 6)
 
@@ -115,3 +116,17 @@ for weights in ([1.0, 1.0], [1.0, 0.0]):
 def test_replicas_that_are_not_synchronized_normalize_as_keras_does_each():
     """And all record the mean of their statistics, but of one without posters."""
     conftest.run(sys.executable, "-c", LOCAL_STATISTICS)
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_the_setting_says_whether_replicas_share_statistics(name):
+    for batch_norm in ("global", "local"):
+        settings = config.Config(model=name, image_size=64, batch_norm=batch_norm)
+        model = registry.create_model(settings, 3, "float32")
+        normalizations = [
+            layer
+            for layer in model._flatten_layers()
+            if isinstance(layer, layers.FusedBatchNormalization)
+        ]
+        assert normalizations
+        assert {layer.synchronized for layer in normalizations} == {batch_norm == "global"}
