@@ -142,10 +142,11 @@ def test_the_step_is_timed_resident_and_fed(data_dir):
         )
     )
     resident, *others = re.match(
-        rf"resident{images}; fed (\d+) \(([\d.]+) of it\), augmented (\d+) \(([\d.]+) of it\)",
+        rf"resident{images}; fed (\d+) \(([\d.]+) of it\), augmented on cpu (\d+) \(([\d.]+) of it\), "
+        r"augmented on device (\d+) \(([\d.]+) of it\)",
         fed.detail,
     ).groups()
-    for speed, share in (others[:2], others[2:]):
+    for speed, share in zip(others[::2], others[1::2], strict=True):
         assert float(share) == pytest.approx(int(speed) / int(resident), abs=0.03)
 
 
@@ -166,9 +167,8 @@ def test_the_largest_batch_is_the_last_that_fits(room):
         (100, 103, 104, ()),
         (100, 120, 110, ("--precision=float32",)),
         (100, 90, 150, ("--jit_compile",)),
-        (64_000, 30_000, 50_000, ("--steps_per_call=11",)),
     ],
 )
 def test_a_flag_is_recommended_where_it_is_faster(bfloat16, float32, xla, flags):
     measured = {"mixed_bfloat16": bfloat16, "float32": float32, "XLA": xla}
-    assert speeds.recommend(measured, "mixed_bfloat16", 64) == flags
+    assert speeds.recommend(measured, "mixed_bfloat16") == flags

@@ -19,7 +19,6 @@ _KEEPS_UP = 0.95
 # Of posters: at 350 pixels the activations of more have over 2^31 elements, which not every
 # kernel can count.
 _LARGEST_BATCH = 1 << 10
-_SECONDS_OF_A_SHORT_STEP = 0.01
 _GPU = "GPU:0"
 _MOST_BYTES_READ = 1 << 30
 _BLOCK = 8 << 20  # Bytes.
@@ -77,27 +76,22 @@ def check_step(
         findings.PASSED,
         ", ".join(f"{name} {speed:.0f} img/s" for name, speed in speeds.items())
         + f"; {config.model}, batches of {config.batch_size}",
-        recommend(speeds, precision, config.batch_size),
+        recommend(speeds, precision),
     )
 
 
-def recommend(speeds: dict[str, float], precision: str, batch_size: int) -> tuple[str, ...]:
+def recommend(speeds: dict[str, float], precision: str) -> tuple[str, ...]:
     """Returns the flags that speeds of the step speak for.
 
     Args:
         speeds: images a second, of `precision`, of float32 and of XLA in `precision`.
         precision: that is chosen on this machine.
-        batch_size: with which they were measured.
     """
-    flags = []
     if speeds["float32"] > _WORTH_A_FLAG * speeds[precision]:
-        flags.append("--precision=float32")
-    elif speeds["XLA"] > _WORTH_A_FLAG * speeds[precision]:
-        flags.append("--jit_compile")
-    seconds = batch_size / max(speeds.values())
-    if seconds < _SECONDS_OF_A_SHORT_STEP:
-        flags.append(f"--steps_per_call={round(_SECONDS_OF_A_SHORT_STEP / seconds) + 1}")
-    return tuple(flags)
+        return ("--precision=float32",)
+    if speeds["XLA"] > _WORTH_A_FLAG * speeds[precision]:
+        return ("--jit_compile",)
+    return ()
 
 
 def check_input(
@@ -112,22 +106,28 @@ def check_input(
         seconds: to time each for.
     """
     plain = dataclasses.replace(config, augment="")
-    changed = dataclasses.replace(config, augment=",".join(config_lib.AUGMENTATIONS))
     of_plain = stages.training_stages(split, plain, precision)
-    timed = {
-        "resident": of_plain["step_resident"],
-        "fed": of_plain["step_fed_warm"],
-        "augmented": stages.training_stages(split, changed, precision)["step_fed_warm"],
-    }
+    timed = {"resident": of_plain["step_resident"], "fed": of_plain["step_fed_warm"]}
+    for place in ("cpu", "device"):
+        changed = dataclasses.replace(
+            config, augment=",".join(config_lib.AUGMENTATIONS), augment_on=place
+        )
+        of_changed = stages.training_stages(split, changed, precision)
+        timed[f"augmented on {place}"] = of_changed["step_fed_warm"]
     speeds = _take_turns(timed, seconds)
     resident = speeds.pop("resident")
-    shares = {name: speed / resident for name, speed in speeds.items()}
     detail = f"resident {resident:.0f} img/s; " + ", ".join(
-        f"{name} {speed:.0f} ({shares[name]:.2f} of it)" for name, speed in speeds.items()
+        f"{name} {speed:.0f} ({speed / resident:.2f} of it)" for name, speed in speeds.items()
     )
-    if min(shares.values()) < _KEEPS_UP:
+    chosen, other = "cpu", "device"
+    if tf.config.list_physical_devices("GPU"):  # As --augment_on=auto chooses.
+        chosen, other = other, chosen
+    of_chosen, of_other = (speeds[f"augmented on {place}"] for place in (chosen, other))
+    if min(speeds["fed"], max(of_chosen, of_other)) < _KEEPS_UP * resident:
         detail += "; the input holds the step up: `python -m trainer.benchmark` says where"
-    return findings.Finding(findings.PASSED, detail)
+    is_other_faster = of_other > _WORTH_A_FLAG * of_chosen
+    flags = (f"--augment_on={other}",) if is_other_faster else ()
+    return findings.Finding(findings.PASSED, detail, flags)
 
 
 def check_memory(
