@@ -142,8 +142,8 @@ def test_the_step_is_timed_resident_and_fed(data_dir):
         )
     )
     resident, *others = re.match(
-        rf"resident{images}; fed (\d+) \(([\d.]+) of it\), augmented on cpu (\d+) \(([\d.]+) of it\), "
-        r"augmented on device (\d+) \(([\d.]+) of it\)",
+        rf"resident{images}; fed (\d+) \(([\d.]+) of it\), augmented on cpu (\d+) "
+        r"\(([\d.]+) of it\), augmented on device (\d+) \(([\d.]+) of it\)",
         fed.detail,
     ).groups()
     for speed, share in zip(others[::2], others[1::2], strict=True):
