@@ -7,7 +7,7 @@ import pytest
 
 from tests import conftest
 from trainer import config, flops
-from trainer.benchmark import __main__ as benchmark, turns
+from trainer.benchmark import __main__ as benchmark, checkouts, turns
 from trainer.models import registry
 
 NAMES = [
@@ -46,6 +46,59 @@ def test_every_stage_is_measured_and_written(data_dir, tmp_path):
         cores = stage["images_per_second"] * stage["cpu_ms_per_image"] / 1000
         assert cores == pytest.approx(stage["cores_busy"])
     assert not result.stderr.strip()
+
+
+def write_checkout(root, speeds):
+    """Writes a checkout whose benchmark has known speeds, by stage and turn."""
+    package = root / "trainer" / "benchmark"
+    package.mkdir(parents=True)
+    (root / "trainer" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(f"""
+import json, pathlib, sys
+*given, figures = sys.argv[1:]
+log = pathlib.Path({str(root)!r}) / "log"
+turn = len(log.read_text().splitlines()) if log.exists() else 0
+log.open("a").write(" ".join(given) + chr(10))
+if "--fail" in given:
+    sys.exit("no such flag")
+stages = {{name: {{"images_per_second": all[turn]}} for name, all in {speeds!r}.items()}}
+pathlib.Path(figures.removeprefix("--json=")).write_text(json.dumps({{"stages": stages}}))
+""")
+    return root
+
+
+def test_two_checkouts_take_turns(tmp_path, monkeypatch):
+    there = write_checkout(tmp_path / "there", {"step": [10, 20, 40], "gone": [1, 1, 1]})
+    here = write_checkout(tmp_path / "here", {"new": [1, 1, 1], "step": [30, 30, 40]})
+    monkeypatch.chdir(here)  # What is in the current folder is not what runs.
+    table = checkouts.compare(there, ["--seconds=0"], 3, here)
+    assert table.to_dict("index") == {"step": {"there": 20, "here": 30, "here / there": 1.5}}
+    for root in (there, here):
+        assert (root / "log").read_text() == 3 * "--seconds=0\n"
+
+
+def test_a_checkout_that_fails_is_named(tmp_path):
+    there = write_checkout(tmp_path / "there", {})
+    with pytest.raises(config.UsageError, match=r"there ended with 1\. It printed:\nno such flag"):
+        checkouts.compare(there, ["--fail"], 1)
+    with pytest.raises(config.UsageError, match="git worktree add"):
+        checkouts.compare(tmp_path, [], 1)
+
+
+def test_flags_are_handed_to_both_checkouts(tmp_path):
+    """This one takes its turn, too; --fail is a flag of the other's alone."""
+    there = write_checkout(tmp_path / "there", {"step_resident": [1, 1, 1]})
+    result = conftest.run(
+        *(sys.executable, "-m", "trainer.benchmark", "--seconds=0", "--image_size=48"),
+        *("--data_dir=no_such", f"--checkout={there}"),
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "no_such" in result.stderr and "Traceback" not in result.stderr
+    assert sorted((there / "log").read_text().split()) == [
+        *("--data_dir=no_such", "--image_size=48", "--seconds=0.0")
+    ]
 
 
 def test_a_peer_that_is_not_known_is_refused():

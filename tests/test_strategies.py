@@ -40,9 +40,9 @@ def start_workers(count, data_dir, run_dir, *flags, **kwargs):
     return [start_worker(index) for index in range(count)], start_worker
 
 
-def start_exact(data_dir, run_dir, network, *flags):
+def start_exact(data_dir, run_dir, network, *flags, **variables):
     module = "tests.exact_trainer"
-    return start(data_dir, run_dir, *flags, module=module, EXACT_TRAINER=network)
+    return start(data_dir, run_dir, *flags, module=module, EXACT_TRAINER=network, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +52,20 @@ def one_device(data_dir, tmp_path_factory):
     return run_dir
 
 
-def assert_agree(one_device, run_dir):
+def assert_agree(one_device, run_dir, atol=1e-5):
     """Checks losses and weights, and how far the weights have moved."""
     expected, found = state(one_device), state(run_dir)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         if "random" in name:
             continue
-        atol = 1e-3 if name.startswith("logits") else 1e-5
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+        allowed = 100 * atol if name.startswith("logits") else atol
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=allowed, err_msg=name)
         if "trainable_variables" in name and abs(value).max() < 0.01:  # Begun at 0.
-            assert abs(found[name] - value).max() < 0.01 * abs(value).max(), name
+            assert abs(found[name] - value).max() < 1000 * atol * abs(value).max(), name
     # Each poster counts once: the constant predictor's scores know nothing of the model.
     for ours, theirs in zip(metrics(one_device), metrics(run_dir), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=atol)
         assert ours["constant"] == pytest.approx(theirs["constant"])
 
 
@@ -73,6 +73,29 @@ def test_two_replicas_agree_with_one_device(data_dir, tmp_path, one_device):
     printed = finish(start_exact(data_dir, tmp_path, "smooth", *SMOOTH, *MIRRORED))
     assert "strategy mirrored: as --strategy=mirrored says; 2 replica(s)" in printed
     assert_agree(one_device, tmp_path)
+
+
+def test_what_xla_compiles_on_two_replicas_learns_the_same(data_dir, tmp_path):
+    """The last batch, of 30, is 24 and 6: only the second replica meets another shape."""
+    flags = ("smooth", *SMOOTH, *MIRRORED, "--batch_norm=local")
+    finish(start_exact(data_dir, tmp_path / "plain", *flags))
+    dump = f"--xla_dump_to={tmp_path / 'modules'} --xla_dump_hlo_as_text"
+    compiled = start_exact(data_dir, tmp_path / "xla", *flags, "--jit_compile", XLA_FLAGS=dump)
+    finish(compiled)
+    assert_agree(tmp_path / "plain", tmp_path / "xla", atol=1e-4)  # XLA's arithmetic is coarser.
+    assert len(compiled_modules(tmp_path / "modules", "differentiate")) == 3
+
+
+def test_xla_compiles_two_shapes_on_one_device(data_dir, tmp_path):
+    dump = f"--xla_dump_to={tmp_path / 'modules'} --xla_dump_hlo_as_text"
+    flags = ("--max_steps=35", "--batch_size=48", "--jit_compile")
+    finish(start(data_dir, tmp_path / "run", *flags, XLA_FLAGS=dump))  # Three epochs and more.
+    assert len(compiled_modules(tmp_path / "modules", "replica_step")) == 2
+
+
+def compiled_modules(folder, function):
+    """Returns what XLA has written of each module that it compiled of a function."""
+    return list(folder.glob(f"*{function}*.before_optimizations.txt"))
 
 
 @pytest.mark.parametrize("count", [2, 3])

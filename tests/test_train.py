@@ -272,7 +272,7 @@ def test_xla_takes_the_same_step():
         np.testing.assert_allclose(a, b, atol=5e-3)
 
 
-def test_xla_with_several_replicas_is_refused(data_dir, tmp_path):
+def test_xla_with_several_replicas_and_shared_statistics_is_refused(data_dir, tmp_path):
     result = conftest.train(
         "--jit_compile",
         "--strategy=mirrored",
@@ -282,7 +282,8 @@ def test_xla_with_several_replicas_is_refused(data_dir, tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert "--jit_compile is for one replica; here are 2" in result.stderr
+    assert "--jit_compile on 2 replicas: " in result.stderr
+    assert "Add --batch_norm=local" in result.stderr
     assert "Traceback" not in result.stderr
 
 

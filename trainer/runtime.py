@@ -57,7 +57,7 @@ def open_devices(config: config_lib.Config) -> Devices:
     """
     choice = choose_strategy(config.strategy)
     strategy = create_strategy(choice.name, config.tpu, config.logical_cpus, config.worker_timeout)
-    check_replicas(strategy, config.batch_size, config.jit_compile)
+    check_replicas(strategy, config)
     return Devices(strategy, choice, choose_precision(config.precision), cluster.is_chief(strategy))
 
 
@@ -135,23 +135,23 @@ def _divide_cpu(count: int) -> None:
         ) from error
 
 
-def check_replicas(strategy: tf.distribute.Strategy, batch_size: int, jit_compile: bool) -> None:
+def check_replicas(strategy: tf.distribute.Strategy, config: config_lib.Config) -> None:
     """Checks that the settings suit the number of replicas.
 
     Raises:
         config.UsageError: they do not.
     """
-    replicas = strategy.num_replicas_in_sync
+    replicas, batch_size = strategy.num_replicas_in_sync, config.batch_size
     if batch_size % replicas:
         lower = batch_size - batch_size % replicas
         raise config_lib.UsageError(
             f"--batch_size={batch_size} does not divide over {replicas} replicas; take "
             f"{f'{lower} or ' if lower else ''}{lower + replicas}."
         )
-    if jit_compile and replicas > 1:
+    if config.jit_compile and replicas > 1 and config.batch_norm == "global":
         raise config_lib.UsageError(
-            f"--jit_compile is for one replica; here are {replicas}. Leave it out, or choose "
-            "--strategy=one_device."
+            f"--jit_compile on {replicas} replicas: what XLA compiles cannot share the statistics "
+            "of batch normalization. Add --batch_norm=local, or leave --jit_compile out."
         )
 
 

@@ -1,5 +1,6 @@
 """What is done with a batch: a step of training, a step of evaluation, on any replicas."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -34,9 +35,28 @@ def make_train_step(
         strategy: where the replicas are.
         loss: function of labels and logits [B, G] to losses [B].
         average: a running average of the weights to keep up.
-        jit_compile: whether XLA compiles what a replica does.
+        jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
         augment: function of a batch's `image` and `draws` to the images to train on.
     """
+    is_compiled_in_parts = jit_compile and strategy.num_replicas_in_sync > 1
+    normalizations = []  # Those whose statistics `differentiate` gives, in order.
+
+    def differentiate(batch, global_size):
+        images = augment(batch["image"], batch["draws"]) if augment else batch["image"]
+        put_off = []
+        with contextlib.ExitStack() as stack:
+            if is_compiled_in_parts:
+                put_off = stack.enter_context(layers.statistics_put_off())
+            tape = stack.enter_context(tf.GradientTape())
+            logits = tf.cast(_predict(model, images), tf.float32)
+            mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
+            scaled_loss = optimizer.scale_loss(mean_loss)
+        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        normalizations[:] = [layer for layer, _, _ in put_off]
+        return logits, mean_loss, gradients, [statistics for _, *statistics in put_off]
+
+    if is_compiled_in_parts:  # XLA cannot sum over replicas.
+        differentiate = tf.function(differentiate, jit_compile=True)
 
     def replica_step(batch):
         context = tf.distribute.get_replica_context()
@@ -44,12 +64,9 @@ def make_train_step(
         # mean is taken over the examples that there are.
         local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
         global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
-        images = augment(batch["image"], batch["draws"]) if augment else batch["image"]
-        with tf.GradientTape() as tape:
-            logits = tf.cast(_predict(model, images), tf.float32)
-            mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
-            scaled_loss = optimizer.scale_loss(mean_loss)
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        logits, mean_loss, gradients, statistics = differentiate(batch, global_size)
+        for layer, (mean, variance) in zip(normalizations, statistics, strict=True):
+            layer.record(mean, variance)
         finite = tf.math.is_finite(mean_loss)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer.apply(_agree_on_overflow(gradients, context), model.trainable_variables)
@@ -67,7 +84,7 @@ def make_train_step(
         }
 
     after_step = (lambda: average.update(optimizer.iterations.value)) if average else None
-    return _make_step(replica_step, strategy, jit_compile, after_step)
+    return _make_step(replica_step, strategy, jit_compile and not is_compiled_in_parts, after_step)
 
 
 def make_eval_step(model, strategy: tf.distribute.Strategy):

@@ -2,7 +2,11 @@
 
     python -m trainer.benchmark --dataset=poster_tfds/imdb --compare=tutorial,keras_fit
 
-Everything is measured in one run, in turns, so that stages can be compared.
+Everything is measured in one run, in turns, so that stages can be compared. --checkout puts
+another checkout of the project beside this one:
+
+    git worktree add ../before HEAD~1
+    python -m trainer.benchmark --dataset=poster_tfds/imdb --checkout=../before
 """
 
 import contextlib
@@ -50,6 +54,9 @@ _COMPARE = flags.DEFINE_list(
 _SCORED_POSTERS = flags.DEFINE_integer(
     "scored_posters", 1_000_000, "Answers of an epoch whose scores are timed.", lower_bound=1
 )
+_CHECKOUT = flags.DEFINE_string(
+    "checkout", None, "Root of another checkout: measure both in turns, a process each."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -62,8 +69,32 @@ def main(arguments: list[str]) -> None:
         module, package = _NEEDS.get(name, ("keras", ""))
         if importlib.util.find_spec(module) is None:
             sys.exit(f"--compare={name}: install it with `pip install {package}`.")
+    if _CHECKOUT.value:
+        compare_checkouts(pathlib.Path(_CHECKOUT.value))
+        return
     command_line.import_tensorflow()
     measure(config_lib.from_flags(_SETTINGS))
+
+
+def compare_checkouts(there: pathlib.Path) -> None:
+    """Measures another checkout and this one in turns and prints a table; writes the JSON.
+
+    Raises:
+        config.UsageError: one of them cannot be measured.
+    """
+    from trainer.benchmark import checkouts
+
+    own = (_CHECKOUT.name, _JSON.name)
+    given = [
+        flag.serialize()
+        for flag in map(flags.FLAGS.__getitem__, flags.FLAGS)
+        if flag.present and flag.name not in own
+    ]
+    table = checkouts.compare(there, given, _TURNS)
+    print(table.to_string(float_format="{:.2f}".format))
+    if _JSON.value:
+        content = json.dumps(table.to_dict("index"), indent=2)
+        pathlib.Path(_JSON.value).write_text(content + "\n")
 
 
 def measure(config: config_lib.Config) -> None:

@@ -16,6 +16,7 @@ from trainer import runtime
 # With fewer, as the three colours, the products are too narrow to be faster.
 _FEWEST_CHANNELS = 16
 _statistics_weight = contextvars.ContextVar("statistics_weight", default=1.0)
+_put_off = contextvars.ContextVar("put_off", default=None)
 
 
 @contextlib.contextmanager
@@ -32,6 +33,21 @@ def statistics_weighted(weight: tf.Tensor):
         _statistics_weight.reset(token)
 
 
+@contextlib.contextmanager
+def statistics_put_off():
+    """Has batch normalization leave its moving statistics as they are, and gives what to record.
+
+    A function that XLA compiles cannot reach other replicas. What it has put off is recorded
+    outside: `layer.record(mean, variance)` for each of the list's (layer, mean, variance).
+    """
+    put_off = []
+    token = _put_off.set(put_off)
+    try:
+        yield put_off
+    finally:
+        _put_off.reset(token)
+
+
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras's batch normalization on TensorFlow's fused kernel.
 
@@ -42,8 +58,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     code.
 
     Where several replicas train together, the statistics are of the whole global batch, so
-    that they learn what one device would. Not `synchronized`, each normalizes its part of [N, H,
-    W, C] for itself, which spares a copy in float32, and the mean of their statistics is recorded.
+    that they learn what one device would. Not `synchronized`, each normalizes its part for itself,
+    which spares a copy in float32, and the mean of their statistics is recorded.
     """
 
     def __init__(self, synchronized: bool = True, **kwargs):
@@ -61,12 +77,24 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         Returns:
             Tensor of the inputs' shape in the layer's compute dtype.
         """
-        is_fused = len(inputs.shape) == 4 and mask is None and self.axis in (-1, 3)
         is_shared = training and self.trainable and _num_replicas() > 1
-        if is_shared and (self.synchronized or not is_fused):
+        if is_shared and self.synchronized:
             return self._normalize_together(inputs)
-        if not is_fused:
+        if is_shared and len(inputs.shape) == 2:
+            return self._normalize(inputs[:, None, None, :], training)[:, 0, 0, :]
+        if len(inputs.shape) != 4 or mask is not None or self.axis not in (-1, 3):
             return super().call(inputs, training=training, mask=mask)
+        return self._normalize(inputs, training)
+
+    def record(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        """Moves the moving statistics towards a batch's, the mean of all replicas' parts."""
+        if _num_replicas() > 1 and not self.synchronized:
+            mean, variance = _mean_over_replicas(mean, variance)
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+
+    def _normalize(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
+        """Normalizes [N, H, W, C] on the fused kernel."""
         training = bool(training and self.trainable)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=tf.cast(inputs, self.compute_dtype),
@@ -81,9 +109,10 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             # The kernel returns the sample variance; Keras records the population's.
             count = tf.cast(tf.size(inputs[..., 0]), tf.float32)
             variance *= tf.maximum(count - 1, 1) / count
-            if is_shared:
-                mean, variance = _mean_over_replicas(mean, variance)
-            self._record(mean, variance)
+            if _put_off.get() is None:
+                self.record(mean, variance)
+            else:
+                _put_off.get().append((self, mean, variance))
         return outputs
 
     def _normalize_together(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -109,15 +138,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         total = tf.reduce_sum(counts, 0)
         mean = tf.reduce_sum(counts * means, 0) / total
         variance = tf.reduce_sum(squares + counts * (means - mean) ** 2, 0) / total
-        self._record(mean, variance)
+        self.record(mean, variance)
         outputs = tf.nn.batch_normalization(
             exact, mean, variance, self.beta, self.gamma, self.epsilon
         )
         return tf.cast(outputs, self.compute_dtype)
-
-    def _record(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
 
 
 class Dropout(keras.layers.Dropout):
