@@ -111,7 +111,8 @@ def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_pa
 
 
 def test_the_time_of_the_run_begun_with_is_counted_if_it_is_there(tmp_path):
-    head, finetune = (presets.PRESETS[name] for name in ("pretrained_head", "pretrained_finetune"))
+    head = presets.PRESETS["pretrained_head"]
+    finetune = {**presets.PRESETS["pretrained"], "head_epochs": 0}
     paths = []
     for seed in range(2):
         source = write_run(tmp_path / f"head{seed}", [0.2], minutes=5 + seed, seed=seed, **head)
@@ -122,7 +123,7 @@ def test_the_time_of_the_run_begun_with_is_counted_if_it_is_there(tmp_path):
         tmp_path / "gone", [0.1], minutes=20, init_from=str(tmp_path / "nowhere"), **finetune
     )
     tuned, alone, _ = table_of(*paths, gone)
-    assert tuned["run"] == "`--preset=pretrained_finetune after --preset=pretrained_head`"
+    assert tuned["run"] == "`--preset=pretrained after --preset=pretrained_head`"
     assert tuned["seeds"] == "0, 1"
     assert tuned["minutes to train"] == f"25.5 ± {np.std([25, 26], ddof=1):.1f}"
     assert alone["minutes to train"] == "20.0"

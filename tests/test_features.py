@@ -126,8 +126,8 @@ def weights_of(model):
 def test_fine_tuning_begins_where_the_head_ended_and_keeps_what_is_frozen(
     head_run, data_dir, tmp_path
 ):
-    flags = ("--epochs=1", "--learning_rate=1e-5", f"--init_from={head_run}")
-    train("--preset=pretrained_finetune", data_dir, tmp_path, *flags)
+    flags = ("--epochs=1", "--learning_rate=1e-5", "--head_epochs=0", f"--init_from={head_run}")
+    train("--preset=pretrained", data_dir, tmp_path, *flags)
     assert records(tmp_path)[0]["macro_ap"] == pytest.approx(
         records(head_run)[-1]["macro_ap"], abs=0.02
     )
@@ -170,7 +170,6 @@ def learner(model):
 
 def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
     chosen, facts = directory.RunDirectory(head_run).read_config()
-    chosen = dataclasses.replace(chosen, init_from=str(head_run))
     for changes, said in (
         ({"model": "compact_cnn", "freeze": ""}, "that run is of efficientnet_lite0 with"),
         ({"head_units": 7}, "its layers are of other sizes"),
@@ -178,7 +177,7 @@ def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
         changed = dataclasses.replace(chosen, **changes)
         model = registry.create_model(changed, len(facts["genres"]), "float32")
         with pytest.raises(config.UsageError, match=f"--init_from=.*{said}"):
-            learner_lib.initialize(learner(model), changed, facts["genres"])
+            learner_lib.initialize(learner(model), changed, facts["genres"], str(head_run))
     model = registry.create_model(chosen, 2, "float32")
     with pytest.raises(config.UsageError, match="this one is of efficientnet_lite0 with"):
-        learner_lib.initialize(learner(model), chosen, ["Noir", "Heist"])
+        learner_lib.initialize(learner(model), chosen, ["Noir", "Heist"], str(head_run))

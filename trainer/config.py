@@ -58,10 +58,14 @@ class Config:
     pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 or keras:NAME begins with: none, imagenet, or a file of them.")
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
     freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
+    head_epochs: int = _model(0, "Epochs for which the head is trained first, on the features of a backbone that is frozen, before the layers that `freeze` does not name are trained too; 0: none.", minimum=0)
+    head_learning_rate: float = _model(5e-4, "Learning rate of those epochs.", minimum=0)
+    head_weight_decay: float = _model(1.0, "Weight decay of those epochs.", minimum=0)
     head_units: int = _model(0, "Width of a dense layer between a pretrained backbone and the logits, in units; 0: none.", minimum=0)
     dropout: float = _model(0.0, "Share of the features, 0 to 1, that dropout zeroes before each dense layer of compact_cnn and of a head.", minimum=0)
 
     epochs: int = _optimization(5, "Passes over the train split.", minimum=1)
+    patience: int = _optimization(0, "Stop when so many evaluations in a row have brought no higher macro AP on the validation split; 0: train all epochs.", minimum=0)
     batch_size: int = _optimization(32, "Examples a step, over all replicas together.", minimum=1)
     learning_rate: float = _optimization(1e-3, "Learning rate of Adam; with a schedule, the highest.", minimum=0)
     learning_rate_schedule: str = _optimization("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
@@ -119,6 +123,12 @@ class Config:
                 f"--freeze={BACKBONE} computes each poster's features once, as it is and mirrored: "
                 f"leave --augment={self.augment} out, or choose --augment=flip."
             )
+        if self.head_epochs and (self.freeze == BACKBONE or self.init_from):
+            given = f"--init_from={self.init_from}" if self.init_from else f"--freeze={BACKBONE}"
+            raise UsageError(
+                f"--head_epochs={self.head_epochs} trains a head first, and what is trained after "
+                f"it begins with that: leave out {given}, or give --head_epochs=0."
+            )
         if self.freeze == BACKBONE and self.data_service:
             raise UsageError(
                 f"--freeze={BACKBONE} reads the posters once: leave out --data_service."
@@ -137,6 +147,21 @@ class Config:
     def augmentations(self) -> tuple[str, ...]:
         """The random changes that `augment` names."""
         return tuple(name.strip() for name in self.augment.split(",") if name.strip())
+
+    def head_phase(self) -> "Config":
+        """Returns the settings with which the head is trained first."""
+        return dataclasses.replace(
+            self,
+            freeze=BACKBONE,
+            epochs=self.head_epochs,
+            head_epochs=0,
+            learning_rate=self.head_learning_rate,
+            weight_decay=self.head_weight_decay,
+            weight_average=0.0,
+            augment="flip" if "flip" in self.augmentations else "",
+            max_steps=0,
+            data_service="",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as a JSON object."""

@@ -67,25 +67,33 @@ def create_learner(
     return Learner(model, average, optimizer, "head" if is_frozen else "")
 
 
-def initialize(learner: Learner, config: config_lib.Config, genres: list[str]) -> None:
+def initialize(
+    learner: Learner, config: config_lib.Config, genres: list[str], begin_with: str
+) -> None:
     """Gives a run without a checkpoint its weights: of another run, or pretrained, or fresh.
+
+    Args:
+        learner: to be given weights.
+        config: its `pretrained_weights` count.
+        genres: of the run.
+        begin_with: directory of the other run; empty: none.
 
     Raises:
         config.UsageError: the weights cannot be had or are of another model.
     """
     model = learner.model
-    if config.init_from:
-        source, facts = checkpoints_lib.restore_model(config.init_from)
+    if begin_with:
+        source, facts = checkpoints_lib.restore_model(begin_with)
         if (source.name, facts["genres"]) != (model.name, genres):
             raise config_lib.UsageError(
-                f"--init_from={config.init_from}: that run is of {source.name} with genres "
+                f"--init_from={begin_with}: that run is of {source.name} with genres "
                 f"{facts['genres']}; this one is of {model.name} with {genres}."
             )
         try:
             registry.copy_weights(source, model)
         except ValueError as error:
             raise config_lib.UsageError(
-                f"--init_from={config.init_from}: its layers are of other sizes ({error})."
+                f"--init_from={begin_with}: its layers are of other sizes ({error})."
             ) from error
     else:
         registry.load_pretrained_weights(model, config)

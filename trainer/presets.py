@@ -42,9 +42,12 @@ _PRETRAINED_HEAD = {
     "augment": "flip",
 }
 
-# From a run of `pretrained_head`, named by --init_from.
-_PRETRAINED_FINETUNE = {
+# The head as above, then the upper layers of the backbone with it.
+_PRETRAINED = {
     **_PRETRAINED_HEAD,
+    "head_epochs": 40,
+    "head_learning_rate": 5e-4,
+    "head_weight_decay": 1.0,
     "freeze": "stem,block[0-7]_*,*_depthwise",
     "epochs": 6,
     "batch_size": 32,
@@ -58,5 +61,5 @@ PRESETS = {
     "reference": _REFERENCE,
     "compact": _COMPACT,
     "pretrained_head": _PRETRAINED_HEAD,
-    "pretrained_finetune": _PRETRAINED_FINETUNE,
+    "pretrained": _PRETRAINED,
 }

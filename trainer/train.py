@@ -41,49 +41,108 @@ def train_and_evaluate(
             longer finite or the disk is full; the message says what to do.
         cluster.WorkerLostError: another worker is gone.
     """
-    start_time = time.monotonic()
     run = directory.RunDirectory(run_dir)
     devices = runtime.open_devices(config)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+    def finish(log):
+        if report:
+            page.write_report(run_dir, should_stop=lambda: stop.requested)
+        log.finish()
 
     with contextlib.ExitStack() as stack:
         if devices.is_chief:  # Before it looks at what is there, which another may be changing.
             stack.enter_context(run.held())
-        run.check_continues(config, resume, override)
-        data = run_data.open_data(config)
-        run.check_same_data(data.train.genres, data.train.num_examples)
         stop = stack.enter_context(stopping.StopRequest())
         stack.enter_context(cluster.lost_workers_named(devices.strategy))
-        # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
-        keras.utils.set_random_seed(config.seed + 1)
-        if config.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        learner = learner_lib.create_learner(config, data, devices)
-        log = stack.enter_context(run_log.RunLog(config, run, devices, data, learner))
-        state = _restore(config, run, devices, data, learner, stop, log)
+        if config.head_epochs and not run.has_begun():
+            print(f"Phase 1 of 2, in {run.head.path}: the head, on the backbone's features.")
+            phase = Phase(config.head_phase(), run.head, devices, stop)
+            if not _train_phase(phase, resume, override):
+                return
+            keras.utils.clear_session()  # Layers of the same names come again.
+            print("\nPhase 2 of 2: the head and all layers that --freeze does not name.")
+        _train_phase(Phase(config, run, devices, stop), resume, override, finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A run, or the training of its head that comes first.
+
+    Attributes:
+        config: its settings.
+        run: where it is kept.
+        devices: where it computes.
+        stop: what asks for a stop.
+    """
+
+    config: config_lib.Config
+    run: directory.RunDirectory
+    devices: runtime.Devices
+    stop: stopping.StopRequest
+
+
+def _train_phase(
+    phase: Phase,
+    resume: bool,
+    override: bool,
+    finish: Callable[[run_log.RunLog], None] = lambda log: None,
+) -> bool:
+    """Trains until a phase is done, or a stop is asked for; returns whether it is done.
+
+    Args:
+        phase: what to train.
+        resume: whether it may go on if it has begun.
+        override: whether it may go on with other settings.
+        finish: what the chief does when all is done.
+    """
+    config, run, devices = phase.config, phase.run, phase.devices
+    start_time = time.monotonic()
+    run.check_continues(config, resume, override)
+    data = run_data.open_data(config)
+    run.check_same_data(data.train.genres, data.train.num_examples)
+    # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
+    keras.utils.set_random_seed(config.seed + 1)
+    learner = learner_lib.create_learner(config, data, devices)
+    with run_log.RunLog(config, run, devices, data, learner) as log:
+        state = _restore(phase, data, learner, log)
         log.describe_run()
-        inputs = _open_inputs(config, run, devices, data, learner.model, state)
-        if inputs is None:
-            print("Stopped before it trained. The same command goes on.", flush=True)
-            return
-        log.begin(state.step, start_time)
-        distribute = devices.strategy.distribute_datasets_from_function
-        context = Context(
-            config,
-            data,
-            log,
-            learner,
-            train_step=_make_train_step(config, data, devices, learner),
-            eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
-            train_batches=iter(distribute(inputs.train)),
-            eval_batches={name: iter(distribute(b)) for name, b in inputs.evaluated.items()},
-        )
-        if not _train(context, state):
-            return
+        last_step = config.epochs * data.steps_per_epoch
+        last_step = min(last_step, config.max_steps or last_step)
+        # Features of a frozen backbone take their time, which a head that is done does not need.
+        if not (state.is_recorded and (state.step >= last_step or state.has_converged())):
+            inputs = _open_inputs(config, run, devices, data, learner.model, state)
+            if inputs is None:
+                print("Stopped before it trained. The same command goes on.", flush=True)
+                return False
+            log.begin(state.step, start_time)
+            distribute = devices.strategy.distribute_datasets_from_function
+            context = Context(
+                config,
+                data,
+                log,
+                learner,
+                last_step,
+                train_step=_make_train_step(config, data, devices, learner),
+                eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
+                train_batches=iter(distribute(inputs.train)),
+                eval_batches={name: iter(distribute(b)) for name, b in inputs.evaluated.items()},
+            )
+            if not _train(context, state):
+                return False
+        state.prune()
+        done = f"all {last_step} steps are done"
+        if state.step < last_step:
+            done = (
+                f"done after step {state.step} of {last_step}, as {config.patience} evaluations "
+                f"have brought no higher macro AP on {data.validation}"
+            )
+        print(f"{run.path}: {done}.", flush=True)
         if devices.is_chief:
-            if report:
-                page.write_report(run_dir, should_stop=lambda: stop.requested)
-            log.finish()
+            finish(log)
         state.wait_for_workers()  # The others must not leave while the chief is at work.
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +154,7 @@ class Context:
         data: the splits.
         log: what is told of the run.
         learner: what is trained.
+        last_step: with which the phase is done at the latest.
         train_step: of `steps.make_train_step`.
         eval_step: of `steps.make_eval_step`.
         train_batches: what `train_step` takes.
@@ -105,16 +165,11 @@ class Context:
     data: run_data.RunData
     log: run_log.RunLog
     learner: learner_lib.Learner
+    last_step: int
     train_step: Callable[..., dict[str, tf.Tensor]]
     eval_step: Callable[..., dict[str, tf.Tensor]]
     train_batches: Iterator
     eval_batches: dict[str, Iterator]
-
-    @property
-    def last_step(self) -> int:
-        """The step with which the run is done."""
-        last_step = self.config.epochs * self.data.steps_per_epoch
-        return min(last_step, self.config.max_steps or last_step)
 
 
 def _train(context: Context, state: state_lib.RunState) -> bool:
@@ -124,14 +179,12 @@ def _train(context: Context, state: state_lib.RunState) -> bool:
     while not state.stopped:
         epoch, steps_of_epoch = divmod(state.step, context.data.steps_per_epoch)
         is_end_of_epoch = steps_of_epoch == 0
-        is_done = state.step >= context.last_step
+        is_done = state.step >= context.last_step or state.has_converged()
         is_due = is_done or (is_end_of_epoch and epoch % context.config.evaluate_every == 0)
         if state.step and is_due and not state.is_recorded:
             _evaluate(context, state)
             continue
         if is_done:
-            state.prune()
-            print(f"{context.log.path}: all {context.last_step} steps are done.", flush=True)
             return True
         if is_end_of_epoch:
             state.begin_epoch()
@@ -183,15 +236,10 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
 
 
 def _restore(
-    config: config_lib.Config,
-    run: directory.RunDirectory,
-    devices: runtime.Devices,
-    data: run_data.RunData,
-    learner: learner_lib.Learner,
-    stop: stopping.StopRequest,
-    log: run_log.RunLog,
+    phase: Phase, data: run_data.RunData, learner: learner_lib.Learner, log: run_log.RunLog
 ) -> state_lib.RunState:
     """Gives a learner the weights to begin with: those of the last checkpoint come first."""
+    config, run, devices = phase.config, phase.run, phase.devices
     checkpoints = checkpoints_lib.Checkpoints(
         run.checkpoints,
         learner.model,
@@ -210,9 +258,12 @@ def _restore(
         spec = run_data.make_train_spec(config, data.train)
         return ", ".join(pipeline.poster_ids_of_step(spec, step))
 
-    state = state_lib.RunState(config, run, devices, checkpoints, stop, describe_batch, log.wait)
+    state = state_lib.RunState(
+        config, run, devices, checkpoints, phase.stop, describe_batch, log.wait
+    )
     if not state.step:
-        learner_lib.initialize(learner, config, data.train.genres)
+        begin_with = str(run.head.path) if config.head_epochs else config.init_from
+        learner_lib.initialize(learner, config, data.train.genres, begin_with)
     if config.learning_rate_schedule == "constant":
         # It is restored too; --override wins.
         learner.optimizer.learning_rate = config.learning_rate

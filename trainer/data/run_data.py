@@ -42,6 +42,11 @@ def open_data(config: config_lib.Config) -> RunData:
     validation = config.validation_split
     if validation == "auto":
         validation = "validation" if "validation" in train.builder.info.splits else ""
+    if config.patience and not validation:
+        raise config_lib.UsageError(
+            f"--patience={config.patience} looks at a validation split, and there is none: give "
+            "--train_split='train[:85%]' --validation_split='train[85%:]', or leave it out."
+        )
     evaluated = dict.fromkeys(name for name in (validation, config.test_split) if name)
     if config.freeze == config_lib.BACKBONE:
         cache = caching.Cache("none", "posters are read once, for their features")

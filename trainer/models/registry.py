@@ -92,7 +92,12 @@ def _freeze(model: keras.Model, names: str) -> None:
     """
     inner = model.get_layer(config_lib.BACKBONE) if ends.has_backbone(model) else model
     for pattern in filter(None, map(str.strip, names.split(","))):
-        if pattern == config_lib.BACKBONE and inner is not model:
+        if pattern == config_lib.BACKBONE:
+            if inner is model:
+                raise config_lib.UsageError(
+                    f"--freeze={pattern}, which --head_epochs needs too: {model.name} has no "
+                    "backbone. Leave both out."
+                )
             inner.trainable = False
             continue
         frozen = [layer for layer in inner.layers if fnmatch.fnmatchcase(layer.name, pattern)]

@@ -18,12 +18,14 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
     """Draws loss, label accuracy and macro AP over the epochs.
 
     Args:
-        records: of `metrics.jsonl`.
+        records: of `directory.RunDirectory.read_history`.
 
     Returns:
-        A PNG: train against test, with the constant predictor's score as a line.
+        A PNG: train against test, with the constant predictor's score as a line, and a line
+        between the training of a head and what follows it.
     """
     figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
+    ends = records.groupby("phase")["epoch"].max().tolist()[:-1]
     for axes, metric in zip(
         figure.subplots(1, 3), ("loss", "label_accuracy", "macro_ap"), strict=True
     ):
@@ -33,6 +35,8 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
             axes.axhline(
                 constant, color=line.get_color(), linestyle="--", label=f"constant, {split}"
             )
+        for end in ends:
+            axes.axvline(end + 0.5, color="gray", linestyle=":", label="the head alone before")
         axes.set_title(scores.HEADINGS[metric])
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

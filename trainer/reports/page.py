@@ -72,7 +72,7 @@ def render(evaluated: evaluated_lib.Evaluated) -> str:
         facts=_facts(evaluated),
         sections=_sections(evaluated),
         genre_plot=genre_plot,
-        curves=curves.draw_learning_curves(evaluated.run.read_metrics()),
+        curves=curves.draw_learning_curves(evaluated.run.read_history()),
         galleries=_galleries(evaluated),
     )
 

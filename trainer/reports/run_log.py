@@ -211,7 +211,7 @@ class RunLog:
             )
             self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
         directory.write_atomically(
-            self._run.learning_curves, curves.draw_learning_curves(self._run.read_metrics())
+            self._run.learning_curves, curves.draw_learning_curves(self._run.read_history())
         )
 
     @functools.cached_property

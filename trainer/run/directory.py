@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how it is written so that nobody reads half of it.
 
 config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
-report.html
+report.html  head/, a run's directory of its own: of the head that was trained first
 """
 
 import atexit
@@ -23,6 +23,7 @@ _MAY_CHANGE = {
     "data_dir",
     "epochs",
     "max_steps",
+    "patience",
     "evaluate_every",
     "cache",
     "strategy",
@@ -82,6 +83,15 @@ class RunDirectory:
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 
+    @property
+    def head(self) -> "RunDirectory":
+        """The run of the head that is trained first, if one is."""
+        return RunDirectory(self.path / "head")
+
+    def has_begun(self) -> bool:
+        """Returns whether a run has begun here; its head may have before."""
+        return self._config.exists()
+
     def write_config(self, config: config_lib.Config, **facts: Any) -> None:
         """Writes the settings and what was made of them (genres, precision, ...)."""
         content = {"config": config.to_json(), **facts}
@@ -109,7 +119,7 @@ class RunDirectory:
             config.UsageError: it has, and it is not to be resumed or was made with other
                 settings.
         """
-        if not self._config.exists():
+        if not self.has_begun():
             return
         if not resume:
             raise config_lib.UsageError(
@@ -140,7 +150,7 @@ class RunDirectory:
         Raises:
             config.UsageError: it was built anew with other genres or other posters.
         """
-        if not self._config.exists():
+        if not self.has_begun():
             return
         _, facts = self.read_config()
         for what, before, now in (
@@ -196,15 +206,36 @@ class RunDirectory:
         """
         return as_frame([json.loads(line) for line in self._metrics_lines()])
 
+    def read_history(self) -> pd.DataFrame:
+        """Returns the records as `read_metrics` does, after those of the head, if there are any.
+
+        The epochs are counted on. The column `phase` is 1 for the head's, 2 for what follows;
+        without a head all are 1.
+        """
+        phases = [path.read_metrics() for path in (self.head, self) if path.has_begun()]
+        last = 0
+        for number, records in enumerate(phases, start=1):
+            records["epoch"] += last
+            records["phase"] = number
+            last = records["epoch"].max()
+        return pd.concat(phases, ignore_index=True)
+
     def best_step(self) -> int | None:
         """Returns the step with the highest macro AP on the validation split, if there is one."""
-        records = self.read_metrics()
-        if records.empty:
-            return None
-        _, facts = self.read_config()
-        scores = records.loc[records["split"] == facts["validation_split"]].set_index("step")
-        scores = scores["macro_ap"].dropna()
+        scores = self._validation_scores()
         return None if scores.empty else int(scores.idxmax())
+
+    def evaluations_since_best(self) -> int:
+        """Returns how many evaluations on the validation split came after the best one."""
+        scores = self._validation_scores()
+        return 0 if scores.empty else len(scores) - 1 - int(scores.argmax())
+
+    def _validation_scores(self) -> pd.Series:
+        """Returns the macro AP on the validation split, by step; empty if there is none."""
+        records = self.read_metrics()
+        validation = "" if records.empty else self.read_config()[1]["validation_split"]
+        scores = records.loc[records["split"] == validation].set_index("step")
+        return scores["macro_ap"].dropna()
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the records of steps that a resumed run is about to repeat."""

@@ -113,6 +113,20 @@ class RunState:
         """Returns when all workers have come here, and asks them for a stop."""
         (self.stopped,) = self._vote.hold(self._stop.requested)
 
+    def has_converged(self) -> bool:
+        """Returns whether scores have not risen for as long as `patience` allows.
+
+        All workers must ask; the chief knows.
+        """
+        if not (self._config.patience and self.is_recorded):
+            return False
+        self._wait_for_records()
+        since_best = self._run.evaluations_since_best() if self._devices.is_chief else 0
+        self.stopped, has_converged = self._vote.hold(
+            self._stop.requested, since_best >= self._config.patience
+        )
+        return has_converged
+
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns labels and logits, float32 [N, G], of the posters of this epoch so far."""
         labels, logits = (np.concatenate(parts) for parts in zip(*self._answers, strict=True))
