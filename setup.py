@@ -45,11 +45,13 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "parquet": ["pyarrow>=16"],
         "pretrained": PRETRAINED,
+        "search": ["optuna>=4.5,<6"],
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
         # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
         "test": [
             *PRETRAINED,
             "dill>=0.3.8,<1",
+            "optuna>=4.5,<6",
             "pyarrow>=16",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -41,6 +41,7 @@ def test_data_flows_one_way(package):
         ("trainer/run", ("trainer.data", "trainer.reports", "trainer.train")),
         ("trainer/benchmark", ("trainer.doctor", "trainer.train")),
         ("trainer/doctor", ("trainer.reports", "trainer.train")),
+        ("trainer/search", ("trainer.models", "trainer.train")),
     ],
 )
 def test_a_room_does_not_reach_into_another_that_it_is_used_by(room, closed):

@@ -39,9 +39,7 @@ def open_data(config: config_lib.Config) -> RunData:
         config.UsageError: there is no such dataset or split, or it is damaged.
     """
     train = splits.open_split(config.dataset, config.data_dir, config.train_split)
-    validation = config.validation_split
-    if validation == "auto":
-        validation = "validation" if "validation" in train.builder.info.splits else ""
+    validation = choose_validation(config, train)
     if config.patience and not validation:
         raise config_lib.UsageError(
             f"--patience={config.patience} looks at a validation split, and there is none: give "
@@ -64,6 +62,13 @@ def open_data(config: config_lib.Config) -> RunData:
         cache,
         make_spec(config, train).batching.steps_per_epoch,
     )
+
+
+def choose_validation(config: config_lib.Config, train: splits.Split) -> str:
+    """Returns the name of the split to choose the best checkpoint on; empty: none."""
+    if config.validation_split != "auto":
+        return config.validation_split
+    return "validation" if "validation" in train.builder.info.splits else ""
 
 
 def make_spec(

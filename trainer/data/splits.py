@@ -161,6 +161,16 @@ class Split:
             ),
         )
 
+    def overlaps(self, other: "Split") -> bool:
+        """Returns whether an example of the dataset is in both splits."""
+        return any(
+            ours.filename == theirs.filename
+            and ours.skip < theirs.skip + theirs.take
+            and theirs.skip < ours.skip + ours.take
+            for ours in self.builder.info.splits[self.name].file_instructions
+            for theirs in other.builder.info.splits[other.name].file_instructions
+        )
+
     @contextlib.contextmanager
     def damage_named(self):
         """Says which shard is damaged where reading the split has failed.

@@ -1,0 +1,1 @@
+"""Which settings suit a dataset: runs with others and others, judged on validation posters."""

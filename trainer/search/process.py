@@ -1,0 +1,116 @@
+"""A trial's training: a process of its own, followed by the records that it leaves."""
+
+import contextlib
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from trainer.reports import scores
+from trainer.run import directory
+from trainer.search import trials as trials_lib
+
+OUTPUT = "output.txt"  # In a trial's run directory: what it printed.
+_POLL_SECONDS = 0.5
+_LINES_SHOWN = 12
+
+
+class FailedError(Exception):
+    """A training has failed; the message has what it printed last."""
+
+
+def train(
+    search: trials_lib.Search,
+    trial: trials_lib.Trial,
+    flags: Sequence[str],
+    run_dir: pathlib.Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Trains a trial, from where an earlier process left off, and takes its scores.
+
+    Then it is COMPLETE or PRUNED, or still UNFINISHED if it was stopped.
+
+    Args:
+        search: the search that it is of.
+        trial: which to train.
+        flags: of `python -m trainer`, but --run_dir.
+        run_dir: where its run is kept.
+        should_stop: whether to stop it, asked again and again.
+
+    Raises:
+        FailedError: the training has failed.
+        config.UsageError: a search that was killed has left a process at work in `run_dir`.
+    """
+    run = directory.RunDirectory(run_dir)
+    output = run_dir / OUTPUT
+    with run.held():
+        output.touch()
+    is_stopped = False
+    with _process([f"--run_dir={run_dir}", *flags], output) as process:
+        while process.poll() is None and not is_stopped:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_SECONDS)
+            before = len(trial.scores)
+            is_done = _take_scores(search, trial, run)
+            if not is_done and len(trial.scores) > before and search.should_prune(trial):
+                trial.state = trials_lib.PRUNED
+            is_stopped = should_stop() or trial.state == trials_lib.PRUNED
+    if trial.state == trials_lib.PRUNED:
+        return
+    if process.returncode and not is_stopped:
+        last = output.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
+        raise FailedError("\n".join(last))
+    if _take_scores(search, trial, run):
+        _complete(trial, run)
+
+
+@contextlib.contextmanager
+def _process(flags: Sequence[str], output: pathlib.Path) -> Iterator[subprocess.Popen]:
+    """A trainer, which is stopped with a checkpoint where the block is left before it has ended."""
+    with output.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C would stop it too, and the stop below, its second, at once.
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _take_scores(
+    search: trials_lib.Search, trial: trials_lib.Trial, run: directory.RunDirectory
+) -> bool:
+    """Gives a trial the scores of its run so far; returns whether the run is done."""
+    config, records = search.config_of(trial), run.read_metrics()
+    records = records[records["split"] == config.validation_split]
+    if records.empty:
+        return False
+    scored = records.dropna(subset=[search.objective])
+    trial.scores = list(zip(scored["epoch"].tolist(), scored[search.objective], strict=True))
+    last = records.iloc[-1]
+    trial.minutes = last["seconds"] / 60
+    return last["epoch"] == config.epochs or last["step"] == config.max_steps
+
+
+def _complete(trial: trials_lib.Trial, run: directory.RunDirectory) -> None:
+    """Gives a trial whose run is done the scores of its best checkpoint.
+
+    Raises:
+        FailedError: there is none.
+    """
+    config, _ = run.read_config()
+    records = run.read_metrics()
+    records = records[records["split"] == config.validation_split].set_index("step")
+    step = run.best_step()
+    if step is None:
+        raise FailedError(f"The macro AP is not defined on {config.validation_split}.")
+    trial.best = {
+        "epoch": int(records.loc[step, "epoch"]),
+        **records.loc[step, list(scores.METRICS)].astype(float).to_dict(),
+    }
+    trial.state = trials_lib.COMPLETE

@@ -1,0 +1,177 @@
+"""The trials of a search, as `search.json` has them, and what Optuna makes of them.
+
+Optuna keeps nothing: what it proposes follows from the trials that have ended, so a search that
+goes on is the search that was not interrupted.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import optuna
+
+from trainer import config as config_lib
+from trainer.run import directory
+from trainer.search import space as space_lib
+
+UNFINISHED, COMPLETE, PRUNED, FAILED = "unfinished", "complete", "pruned", "failed"
+
+# Name of the objective -> the direction in which it is better.
+OBJECTIVES = {"macro_ap": "maximize", "micro_ap": "maximize", "loss": "minimize"}
+
+_STATES = {
+    UNFINISHED: optuna.trial.TrialState.RUNNING,
+    COMPLETE: optuna.trial.TrialState.COMPLETE,
+    PRUNED: optuna.trial.TrialState.PRUNED,
+    FAILED: optuna.trial.TrialState.FAIL,
+}
+# No trial is pruned before so many are complete, nor in the first part of its epochs, while the
+# learning rate rises.
+_COMPLETE_BEFORE_PRUNING = 4
+_SHARE_NOT_PRUNED = 0.25
+_DIGITS = 3  # Of a proposed number: more would only look exact.
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclasses.dataclass
+class Trial:
+    """One choice of settings and how good it was.
+
+    Attributes:
+        settings: what was varied.
+        state: UNFINISHED, COMPLETE, PRUNED or FAILED.
+        scores: [epoch, objective on the validation split] of each evaluated epoch up to the
+            end, or to the one after which it was pruned.
+        best: the validation split's record of the best checkpoint, of a complete trial.
+        minutes: that it took.
+    """
+
+    settings: dict[str, Any]
+    state: str = UNFINISHED
+    scores: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    best: dict[str, float] | None = None
+    minutes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What makes a search, and the trials so far, a file.
+
+    Attributes:
+        config: the settings of the first trial; of the others, what is not varied.
+        space: what is varied.
+        objective: of OBJECTIVES.
+        trials: first to last; only the last may be UNFINISHED.
+    """
+
+    config: config_lib.Config
+    space: space_lib.Space
+    objective: str
+    trials: list[Trial] = dataclasses.field(default_factory=list)
+
+    def write(self, path: pathlib.Path) -> None:
+        """Writes the file.
+
+        Raises:
+            config.UsageError: it cannot be written.
+        """
+        directory.write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    def read_trials(self, path: pathlib.Path) -> None:
+        """Takes the trials of the file, if there is one.
+
+        Raises:
+            config.UsageError: it is of another search.
+        """
+        if not path.exists():
+            return
+        content = json.loads(path.read_text())
+        trials = content.pop("trials")
+        before, now = ({**of.pop("config"), **of} for of in (content, dataclasses.asdict(self)))
+        changed = [name for name in now if name != "trials" and before.get(name) != now[name]]
+        if changed:
+            raise config_lib.UsageError(
+                f"{path} is of a search with other settings:\n"
+                + "\n".join(
+                    f"  --{name}: {before.get(name)!r} then, {now[name]!r} now" for name in changed
+                )
+                + "\nRepeat its settings to go on, or choose another --search_dir."
+            )
+        self.trials[:] = [Trial(**trial) for trial in trials]
+
+    def config_of(self, trial: Trial) -> config_lib.Config:
+        """Returns all settings of a trial."""
+        return dataclasses.replace(self.config, **trial.settings)
+
+    def value(self, trial: Trial) -> float | None:
+        """Returns the objective of a complete trial's best checkpoint."""
+        return trial.best[self.objective] if trial.state == COMPLETE else None
+
+    def best_first(self) -> list[int]:
+        """Returns the numbers of the complete trials."""
+        sign = -1 if OBJECTIVES[self.objective] == "maximize" else 1
+        complete = [i for i, trial in enumerate(self.trials) if trial.state == COMPLETE]
+        return sorted(complete, key=lambda i: sign * self.value(self.trials[i]))
+
+    def propose(self) -> dict[str, Any]:
+        """Returns settings for the next trial, none of which is running.
+
+        The first has those of `config`. Then ten are drawn at random, and what follows by
+        Optuna's tree-structured Parzen estimator, from the ends of those before.
+        """
+        if not self.trials:
+            return {name: getattr(self.config, name) for name in self.space}
+        # Of its own for each, as the state of the random numbers is kept nowhere.
+        study = self._study(optuna.samplers.TPESampler(seed=len(self.trials)))
+        drawn = study.ask({name: _distribution(v) for name, v in self.space.items()}).params
+        return {name: _round(value, self.space[name]) for name, value in drawn.items()}
+
+    def should_prune(self, trial: Trial) -> bool:
+        """Returns whether a trial's best score is worse than the median at its last epoch.
+
+        The median is of the complete trials.
+        """
+        if "epochs" in self.space:  # Then epochs of the same number do not compare.
+            return False
+        warmup = math.ceil(_SHARE_NOT_PRUNED * self.config.epochs)
+        pruner = optuna.pruners.MedianPruner(_COMPLETE_BEFORE_PRUNING, warmup)
+        return pruner.prune(self._study(), self._frozen(trial))
+
+    def _study(self, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+        study = optuna.create_study(sampler=sampler, direction=OBJECTIVES[self.objective])
+        study.add_trials(
+            [self._frozen(trial) for trial in self.trials if trial.state != UNFINISHED]
+        )
+        return study
+
+    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        # The first trial's settings may lie outside the space: those Optuna does not take.
+        inside = {
+            name: value
+            for name, value in trial.settings.items()
+            if space_lib.contains(self.space[name], value)
+        }
+        return optuna.trial.create_trial(
+            state=_STATES[trial.state],
+            value=self.value(trial),
+            params=inside,
+            distributions={name: _distribution(self.space[name]) for name in inside},
+            intermediate_values=dict(trial.scores),
+        )
+
+
+def _distribution(values: list | dict[str, Any]) -> optuna.distributions.BaseDistribution:
+    if isinstance(values, list):
+        return optuna.distributions.CategoricalDistribution(values)
+    if isinstance(values["low"], int):
+        return optuna.distributions.IntDistribution(**values)
+    return optuna.distributions.FloatDistribution(**values)
+
+
+def _round(value: Any, values: list | dict[str, Any]) -> Any:
+    if isinstance(values, list) or not isinstance(value, float):
+        return value
+    return min(max(float(f"{value:.{_DIGITS}g}"), values["low"]), values["high"])
