@@ -29,7 +29,7 @@ def make_step(precision, loss):
     """Returns a model of one layer, its optimizer and its step."""
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-    optimizer = optimizer_lib.create_optimizer(config.Config(), precision, 10)
+    optimizer = optimizer_lib.create_optimizer(config.Config(), precision, 10, model)
     optimizer.build(model.trainable_variables)
     return model, optimizer, steps.make_train_step(model, optimizer, REPLICA, loss)
 
@@ -178,7 +178,7 @@ def test_the_cosine_schedule_ends_at_0_with_the_last_epoch(warmup_epochs):
         learning_rate_schedule="cosine",
         warmup_epochs=warmup_epochs,
     )
-    optimizer = optimizer_lib.create_optimizer(chosen, "float32", steps_per_epoch=20)
+    optimizer = optimizer_lib.create_optimizer(chosen, "float32", 20, keras.Sequential())
     optimizer.build([])
     found = []
     for step in range(61):
@@ -195,7 +195,7 @@ def test_biases_and_normalization_do_not_decay(precision):
     """Gradients of 0 move nothing in Adam: what is left is the decay, rate times weight."""
     model = registry.create_model(config.Config(image_size=46), 4, "float32")
     chosen = config.Config(learning_rate=0.1, weight_decay=0.5)
-    optimizer = optimizer_lib.create_optimizer(chosen, precision, 10)
+    optimizer = optimizer_lib.create_optimizer(chosen, precision, 10, model)
     optimizer.build(model.trainable_variables)
     model.set_weights([weight + 1 for weight in model.get_weights()])  # None is 0.
     before = [variable.numpy() for variable in model.trainable_variables]

@@ -147,6 +147,7 @@ def test_help_explains_every_setting():
         ({"epochs": 0}, "--epochs=0: must be at least 1"),
         ({"precision": "float8"}, "--precision=float8: choose one of auto, float32"),
         ({"dropout": 1.0}, "--dropout=1.0: must be less than 1"),
+        ({"layer_decay": 1.5}, "--layer_decay=1.5: must be at most 1"),
         ({"freeze": "backbone", "augment": "flip,crop"}, "choose --augment=flip"),
         ({"freeze": "backbone", "data_service": "grpc://a:1"}, "leave out --data_service"),
     ],
@@ -322,7 +323,7 @@ with strategy.scope():
     model = keras.Model({"image": inputs}, keras.layers.Dense(1)(inputs))
     model_on_image = lambda image, training: model({"image": image})
     model_on_image.trainable_variables = model.trainable_variables
-    optimizer = optimizer_lib.create_optimizer(config.Config(), "mixed_float16", 1)
+    optimizer = optimizer_lib.create_optimizer(config.Config(), "mixed_float16", 1, model)
     optimizer.build(model.trainable_variables)
 before = [v.numpy() for v in model.trainable_variables]
 scale = float(optimizer.dynamic_scale.numpy())

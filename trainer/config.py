@@ -71,6 +71,7 @@ class Config:
     learning_rate_schedule: str = _optimization("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
     warmup_epochs: float = _optimization(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
     weight_decay: float = _optimization(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
+    layer_decay: float = _optimization(1.0, "Layer-wise learning rates: each block of layers has this share, 0 to 1, of the rate of the block above it; the head has the full one. 1: all alike.", minimum=0)
     weight_average: float = _optimization(0.0, "Momentum, 0 to 1, of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
     loss: str = _optimization("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
     class_balance: float = _optimization(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)
@@ -118,6 +119,8 @@ class Config:
         for name in ("dropout", "weight_average", "class_balance", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be less than 1.")
+        if self.layer_decay > 1:
+            raise UsageError(f"--layer_decay={self.layer_decay}: must be at most 1.")
         if self.freeze == BACKBONE and set(self.augmentations) - {"flip"}:
             raise UsageError(
                 f"--freeze={BACKBONE} computes each poster's features once, as it is and mirrored: "

@@ -64,7 +64,7 @@ def training_stages(
     """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
     num_genres = len(split.genres)
     model = registry.create_model(config, num_genres, precision)
-    optimizer = optimizer_lib.create_optimizer(config, precision, steps_per_epoch=1)
+    optimizer = optimizer_lib.create_optimizer(config, precision, 1, model)
     optimizer.build(model.trainable_variables)
     make_train_step = functools.partial(
         steps.make_train_step,

@@ -1,24 +1,26 @@
 """Adam as the settings ask for it, and a running average of the weights that it trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
 from trainer import config as config_lib
+from trainer.models import layer_groups
 
 _NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
 def create_optimizer(
-    config: config_lib.Config, precision: str, steps_per_epoch: int
+    config: config_lib.Config, precision: str, steps_per_epoch: int, model: keras.Model
 ) -> keras.optimizers.Optimizer:
     """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
 
     Args:
-        config: its learning rate, schedule, weight decay and epochs count.
+        config: its learning rate, schedule, weight decay, layer decay and epochs count.
         precision: Keras dtype policy.
         steps_per_epoch: steps of an epoch, for the schedule.
+        model: what it will train, all of its trainable variables together.
     """
     learning_rate = config.learning_rate
     if config.learning_rate_schedule == "cosine":
@@ -29,11 +31,56 @@ def create_optimizer(
             warmup_target=learning_rate if warmup else None,
             warmup_steps=warmup,
         )
-    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=config.weight_decay or None)
+    settings = {"learning_rate": learning_rate, "weight_decay": config.weight_decay or None}
+    if config.layer_decay == 1:
+        optimizer = keras.optimizers.Adam(**settings)
+    else:
+        depths = _depths(model)
+        optimizer = LayerwiseAdam([config.layer_decay**depth for depth in depths], **settings)
     optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def _depths(model: keras.Model) -> list[int]:
+    """Returns how many groups of layers are above each trainable variable's."""
+    groups = layer_groups.from_the_top(model)
+    depths = {id(weight): depth for depth, group in enumerate(groups) for weight in group}
+    return [depths[id(weight)] for weight in model.trainable_variables]
+
+
+class LayerwiseAdam(keras.optimizers.Adam):
+    """Adam (AdamW with a weight decay) with learning rates of their own for layers.
+
+    Its variables are Adam's.
+    """
+
+    def __init__(self, rate_factors: Sequence[float], **settings):
+        """Takes the settings.
+
+        Args:
+            rate_factors: of each variable that it is built with: what the learning rate, and with
+                it the weight decay, is multiplied by.
+            **settings: Adam's.
+        """
+        super().__init__(**settings)
+        self._rate_factors = list(rate_factors)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Lets a variable's own rate decay and move it."""
+        index = self._get_variable_index(variable)
+        rate = tf.cast(learning_rate, variable.dtype) * self._rate_factors[index]
+        if self.weight_decay and self._use_weight_decay(variable):
+            variable.assign_sub(variable * self.weight_decay * rate)
+        super().update_step(gradient, variable, rate)
+
+    def _apply_weight_decay(self, variables):
+        """Leaves it to `update_step`: Keras would take one rate for all."""
+
+    def get_config(self):
+        """Returns all that it takes to make another like it."""
+        return {**super().get_config(), "rate_factors": list(self._rate_factors)}
 
 
 class WeightAverage:
