@@ -70,6 +70,24 @@ def test_each_block_has_its_share_of_the_rate_and_of_the_decay(lite, precision):
         np.testing.assert_allclose(v.numpy(), adam.value, atol=2e-6, err_msg=v.path)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_blocks_begin_to_learn_one_after_the_other_from_the_top(lite, precision):
+    """18 blocks in 36 steps: 3.6 epochs of 10."""
+    optimizer = make_optimizer(lite, precision, unfreeze_epochs=3.6, weight_decay=0.1)
+    depths = depths_of(lite)
+    gradients = [optimizer.scale_loss(tf.ones(v.shape)) for v in lite.trainable_variables]
+    for step in (0, 1, 2, 17, 18, 34, 35, 36):
+        optimizer.iterations.assign(step)
+        before = [v.numpy() for v in lite.trainable_variables]
+        optimizer.apply(gradients)
+        moved = {
+            depths[id(v)]
+            for v, old in zip(lite.trainable_variables, before, strict=True)
+            if (v.numpy() != old).any()
+        }
+        assert moved == set(range(1 + step // 2))
+
+
 def test_factors_of_1_are_kerass_adam_bit_for_bit():
     rng = np.random.default_rng(0)
     values, gradients = rng.normal(size=(2, 4, 5)).astype(np.float32)
@@ -77,7 +95,7 @@ def test_factors_of_1_are_kerass_adam_bit_for_bit():
     found = []
     for optimizer in (
         keras.optimizers.Adam(**settings),
-        optimizer_lib.LayerwiseAdam([1.0], **settings),
+        optimizer_lib.LayerwiseAdam([1.0], [0], **settings),
     ):
         variable = keras.Variable(values)
         optimizer.build([variable])
@@ -90,7 +108,7 @@ def test_factors_of_1_are_kerass_adam_bit_for_bit():
 
 def test_checkpoints_are_adams(lite, tmp_path):
     """And a copy made of its settings goes on from them alike."""
-    adam, ours = make_optimizer(lite), make_optimizer(lite, layer_decay=0.5)
+    adam, ours = make_optimizer(lite), make_optimizer(lite, layer_decay=0.5, unfreeze_epochs=1.0)
     path = tf.train.Checkpoint(optimizer=adam).write(str(tmp_path / "adam"))
     tf.train.Checkpoint(optimizer=ours).read(path).assert_consumed()
     assert type(make_optimizer(lite, layer_decay=1.0)) is keras.optimizers.Adam

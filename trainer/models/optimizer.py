@@ -17,9 +17,9 @@ def create_optimizer(
     """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
 
     Args:
-        config: its learning rate, schedule, weight decay, layer decay and epochs count.
+        config: its settings of the optimization count, but for the batch's.
         precision: Keras dtype policy.
-        steps_per_epoch: steps of an epoch, for the schedule.
+        steps_per_epoch: steps of an epoch, for what changes over the epochs.
         model: what it will train, all of its trainable variables together.
     """
     learning_rate = config.learning_rate
@@ -32,11 +32,16 @@ def create_optimizer(
             warmup_steps=warmup,
         )
     settings = {"learning_rate": learning_rate, "weight_decay": config.weight_decay or None}
-    if config.layer_decay == 1:
+    if config.layer_decay == 1 and not config.unfreeze_epochs:
         optimizer = keras.optimizers.Adam(**settings)
     else:
         depths = _depths(model)
-        optimizer = LayerwiseAdam([config.layer_decay**depth for depth in depths], **settings)
+        steps_a_group = config.unfreeze_epochs * steps_per_epoch / max(1, *depths)
+        optimizer = LayerwiseAdam(
+            [config.layer_decay**depth for depth in depths],
+            [round(depth * steps_a_group) for depth in depths],
+            **settings,
+        )
     optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     if precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -56,21 +61,24 @@ class LayerwiseAdam(keras.optimizers.Adam):
     Its variables are Adam's.
     """
 
-    def __init__(self, rate_factors: Sequence[float], **settings):
+    def __init__(self, rate_factors: Sequence[float], first_steps: Sequence[int], **settings):
         """Takes the settings.
 
         Args:
             rate_factors: of each variable that it is built with: what the learning rate, and with
                 it the weight decay, is multiplied by.
+            first_steps: of each variable: how many steps leave it as it is.
             **settings: Adam's.
         """
         super().__init__(**settings)
         self._rate_factors = list(rate_factors)
+        self._first_steps = list(first_steps)
 
     def update_step(self, gradient, variable, learning_rate):
         """Lets a variable's own rate decay and move it."""
         index = self._get_variable_index(variable)
         rate = tf.cast(learning_rate, variable.dtype) * self._rate_factors[index]
+        rate *= tf.cast(self.iterations >= self._first_steps[index], variable.dtype)
         if self.weight_decay and self._use_weight_decay(variable):
             variable.assign_sub(variable * self.weight_decay * rate)
         super().update_step(gradient, variable, rate)
@@ -80,7 +88,11 @@ class LayerwiseAdam(keras.optimizers.Adam):
 
     def get_config(self):
         """Returns all that it takes to make another like it."""
-        return {**super().get_config(), "rate_factors": list(self._rate_factors)}
+        return {
+            **super().get_config(),
+            "rate_factors": list(self._rate_factors),
+            "first_steps": list(self._first_steps),
+        }
 
 
 class WeightAverage:
