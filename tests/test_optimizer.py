@@ -71,6 +71,23 @@ def test_each_block_has_its_share_of_the_rate_and_of_the_decay(lite, precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_the_norm_of_all_gradients_together_is_clipped(precision):
+    """As they are without the scale of float16; those under the norm are left alone."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    optimizer = make_optimizer(model, precision, clip_norm=2.0, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    expected = [NumpyAdam(v.numpy()) for v in model.trainable_variables]
+    for size in (10.0, 0.01, 3.0):
+        gradients = [size * gradient for gradient in random_gradients(model, rng)]
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+        optimizer.apply([optimizer.scale_loss(tf.constant(g)) for g in gradients])
+        for adam, gradient, decay in zip(expected, gradients, (0.1, 0.0), strict=True):
+            adam.update(gradient * min(1, 2.0 / norm), 1e-3, decay)
+    for adam, v in zip(expected, model.trainable_variables, strict=True):
+        np.testing.assert_allclose(v.numpy(), adam.value, atol=1e-6, err_msg=v.path)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_blocks_begin_to_learn_one_after_the_other_from_the_top(lite, precision):
     """18 blocks in 36 steps: 3.6 epochs of 10."""
     optimizer = make_optimizer(lite, precision, unfreeze_epochs=3.6, weight_decay=0.1)
@@ -108,7 +125,8 @@ def test_factors_of_1_are_kerass_adam_bit_for_bit():
 
 def test_checkpoints_are_adams(lite, tmp_path):
     """And a copy made of its settings goes on from them alike."""
-    adam, ours = make_optimizer(lite), make_optimizer(lite, layer_decay=0.5, unfreeze_epochs=1.0)
+    adam = make_optimizer(lite)
+    ours = make_optimizer(lite, layer_decay=0.5, unfreeze_epochs=1.0, clip_norm=1.0)
     path = tf.train.Checkpoint(optimizer=adam).write(str(tmp_path / "adam"))
     tf.train.Checkpoint(optimizer=ours).read(path).assert_consumed()
     assert type(make_optimizer(lite, layer_decay=1.0)) is keras.optimizers.Adam

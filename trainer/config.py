@@ -73,6 +73,7 @@ class Config:
     weight_decay: float = _optimization(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
     layer_decay: float = _optimization(1.0, "Layer-wise learning rates: each block of layers has this share, 0 to 1, of the rate of the block above it; the head has the full one. 1: all alike.", minimum=0)
     unfreeze_epochs: float = _optimization(0.0, "Gradual unfreezing: the blocks below the head begin to learn one after the other, from the top, the last after this many epochs. 0: all from the first step.", minimum=0)
+    clip_norm: float = _optimization(0.0, "Gradients are scaled down where the norm of all of them together is above this; 0: never.", minimum=0)
     weight_average: float = _optimization(0.0, "Momentum, 0 to 1, of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
     loss: str = _optimization("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
     class_balance: float = _optimization(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)

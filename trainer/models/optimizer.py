@@ -32,7 +32,7 @@ def create_optimizer(
             warmup_steps=warmup,
         )
     settings = {"learning_rate": learning_rate, "weight_decay": config.weight_decay or None}
-    if config.layer_decay == 1 and not config.unfreeze_epochs:
+    if config.layer_decay == 1 and not config.unfreeze_epochs and not config.clip_norm:
         optimizer = keras.optimizers.Adam(**settings)
     else:
         depths = _depths(model)
@@ -40,6 +40,7 @@ def create_optimizer(
         optimizer = LayerwiseAdam(
             [config.layer_decay**depth for depth in depths],
             [round(depth * steps_a_group) for depth in depths],
+            config.clip_norm,
             **settings,
         )
     optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
@@ -58,21 +59,29 @@ def _depths(model: keras.Model) -> list[int]:
 class LayerwiseAdam(keras.optimizers.Adam):
     """Adam (AdamW with a weight decay) with learning rates of their own for layers.
 
-    Its variables are Adam's.
+    It clips gradients too. Its variables are Adam's.
     """
 
-    def __init__(self, rate_factors: Sequence[float], first_steps: Sequence[int], **settings):
+    def __init__(
+        self,
+        rate_factors: Sequence[float],
+        first_steps: Sequence[int],
+        clip_norm: float = 0.0,
+        **settings,
+    ):
         """Takes the settings.
 
         Args:
             rate_factors: of each variable that it is built with: what the learning rate, and with
                 it the weight decay, is multiplied by.
             first_steps: of each variable: how many steps leave it as it is.
+            clip_norm: what the norm of all gradients together is clipped to; 0: they are not.
             **settings: Adam's.
         """
         super().__init__(**settings)
         self._rate_factors = list(rate_factors)
         self._first_steps = list(first_steps)
+        self._clip_norm = clip_norm
 
     def update_step(self, gradient, variable, learning_rate):
         """Lets a variable's own rate decay and move it."""
@@ -86,12 +95,22 @@ class LayerwiseAdam(keras.optimizers.Adam):
     def _apply_weight_decay(self, variables):
         """Leaves it to `update_step`: Keras would take one rate for all."""
 
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Clips the sum over replicas: Keras's `global_clipnorm` clips before, each replica's."""
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)
+        if not self._clip_norm:
+            return summed
+        gradients, variables = zip(*summed, strict=True)
+        clipped, _ = tf.clip_by_global_norm(gradients, self._clip_norm)
+        return list(zip(clipped, variables, strict=True))
+
     def get_config(self):
         """Returns all that it takes to make another like it."""
         return {
             **super().get_config(),
             "rate_factors": list(self._rate_factors),
             "first_steps": list(self._first_steps),
+            "clip_norm": self._clip_norm,
         }
 
 
