@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 AUGMENTATIONS = ("flip", "crop", "color", "erase")
+MAX_MAGNITUDE = 10  # Of RandAugment.
 LOSSES = ("binary_crossentropy", "focal", "asymmetric")
 BILINEAR, ANTIALIAS = RESIZES = ("bilinear", "antialias")
 BACKBONE = "backbone"  # What `freeze` calls all layers but the head.
@@ -83,6 +84,9 @@ class Config:
 
     augment: str = _augmentation("", "Random changes to the posters in training, comma-separated: flip, crop, color, erase.")
     augment_on: str = _augmentation("auto", "Where they are changed: cpu, poster by poster with the decoding; device, batch by batch in the training step; auto: device on a GPU.", choices=("auto", "cpu", "device"))
+    randaugment: float = _augmentation(0.0, "Magnitude, 0 to 10, of RandAugment: two more changes to each poster, of shape or colour, always made in the training step; 0: none.", minimum=0)
+    mixup: float = _augmentation(0.0, "MixUp of each poster and its genres with another of its batch, always in the training step: a, as 0.2, of the distribution Beta(a, a) of its own share; 0: none.", minimum=0)
+    cutmix: float = _augmentation(0.0, "The same for CutMix, which puts a rectangle of the other into the poster, as 1; beside mixup each has half of the posters; 0: none.", minimum=0)
 
     checkpoint_every_steps: int = _checkpoints(0, "Save a checkpoint every so many steps; 0: at the end of an epoch.", minimum=0)
     checkpoint_every_seconds: float = _checkpoints(300.0, "Save one also when the last is so many seconds old.", minimum=0)
@@ -118,6 +122,8 @@ class Config:
                 f"--augment={self.augment}: there is no {', '.join(sorted(unknown))!r}; choose of "
                 f"{', '.join(AUGMENTATIONS)}."
             )
+        if self.randaugment > MAX_MAGNITUDE:
+            raise UsageError(f"--randaugment={self.randaugment}: must be at most {MAX_MAGNITUDE}.")
         for name in ("dropout", "weight_average", "class_balance", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be less than 1.")
@@ -134,6 +140,12 @@ class Config:
                 f"--head_epochs={self.head_epochs} trains a head first, and what is trained after "
                 f"it begins with that: leave out {given}, or give --head_epochs=0."
             )
+        for name in ("randaugment", "mixup", "cutmix"):
+            if self.freeze == BACKBONE and getattr(self, name):
+                raise UsageError(
+                    f"--freeze={BACKBONE} computes each poster's features once: leave out "
+                    f"--{name}={getattr(self, name)}."
+                )
         if self.freeze == BACKBONE and self.data_service:
             raise UsageError(
                 f"--freeze={BACKBONE} reads the posters once: leave out --data_service."
@@ -164,6 +176,9 @@ class Config:
             weight_decay=self.head_weight_decay,
             weight_average=0.0,
             augment="flip" if "flip" in self.augmentations else "",
+            randaugment=0.0,
+            mixup=0.0,
+            cutmix=0.0,
             max_steps=0,
             data_service="",
         )

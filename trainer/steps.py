@@ -20,7 +20,7 @@ def make_train_step(
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.binary_crossentropy,
     average: optimizer_lib.WeightAverage | None = None,
     jit_compile: bool = False,
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    augment: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]] | None = None,
 ):
     """Returns a compiled function that trains on the next global batches of an iterator.
 
@@ -36,20 +36,21 @@ def make_train_step(
         loss: function of labels and logits [B, G] to losses [B].
         average: a running average of the weights to keep up.
         jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
-        augment: function of a batch's `image` and `draws` to the images to train on.
+        augment: function of a batch to the `image` and `genres` to train on. The labels that
+            are given back are still the posters' own, 0 or 1, as scores need them.
     """
     is_compiled_in_parts = jit_compile and strategy.num_replicas_in_sync > 1
     normalizations = []  # Those whose statistics `differentiate` gives, in order.
 
     def differentiate(batch, global_size):
-        images = augment(batch["image"], batch["draws"]) if augment else batch["image"]
+        changed = augment(batch) if augment else batch
         put_off = []
         with contextlib.ExitStack() as stack:
             if is_compiled_in_parts:
                 put_off = stack.enter_context(layers.statistics_put_off())
             tape = stack.enter_context(tf.GradientTape())
-            logits = tf.cast(_predict(model, images), tf.float32)
-            mean_loss = tf.reduce_sum(loss(batch["genres"], logits)) / global_size
+            logits = tf.cast(_predict(model, changed["image"]), tf.float32)
+            mean_loss = tf.reduce_sum(loss(changed["genres"], logits)) / global_size
             scaled_loss = optimizer.scale_loss(mean_loss)
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
         normalizations[:] = [layer for layer, _, _ in put_off]

@@ -312,5 +312,5 @@ def _make_train_step(
         losses.make_loss(config, data.train.base_rates, data.train.num_examples),
         average,
         config.jit_compile,
-        run_data.make_train_spec(config, data.train).augment_batch,
+        run_data.make_train_spec(config, data.train).change_batch,
     )

@@ -30,6 +30,9 @@ _SETTINGS = (
     "precision",
     "augment",
     "augment_on",
+    "randaugment",
+    "mixup",
+    "cutmix",
     "jit_compile",
 )
 _COMPARISONS = ("tutorial", "opencv", "keras_fit", "pytorch")

@@ -75,7 +75,7 @@ def training_stages(
     )
     # A resident batch is trained on as it is.
     resident_step = make_train_step()
-    fed_step = make_train_step(augment=run_data.make_train_spec(config, split).augment_batch)
+    fed_step = make_train_step(augment=run_data.make_train_spec(config, split).change_batch)
 
     def fed_by(batches, train_step=fed_step) -> Stage:
         # Reading a result back waits for the device.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 DRAWS = (4, 5)  # What is drawn for a poster: a row for each change.
+MIXING, RAND_AUGMENT = range(2)  # Streams of draws for the changes of other modules.
 _CROPPED_AREA = (0.6, 1.0)  # Share of the poster that a crop keeps.
 _CROPPED_ASPECT = (3 / 4, 4 / 3)
 _COLOR = (0.75, 1.25)  # Factors of brightness, contrast and saturation.
@@ -35,7 +36,7 @@ def draw(size: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         float32 [4, 5]: for flip, crop, color and erase, five numbers from 0 to 1, of which crop
         and erase have top, left, height and width of a rectangle, in pixels, for the first four.
     """
-    draws = tf.random.stateless_uniform(DRAWS, _stateless_seed(seed, epoch, key))
+    draws = tf.random.stateless_uniform(DRAWS, stateless_seed(seed, epoch, key))
     flip, crop, color, erase = tf.unstack(draws)
     # Here, since another device may round the last digit otherwise, and with it to a whole pixel.
     crop = _with_rectangle(size, crop, _CROPPED_AREA, _CROPPED_ASPECT)
@@ -65,7 +66,7 @@ def augment(image: tf.Tensor, changes: Sequence[str], draws: tf.Tensor) -> tf.Te
     if "color" in changes:
         pixels = _color(pixels, color)
     if {"crop", "color"} & set(changes):
-        image = _round(pixels)
+        image = to_levels(pixels)
     return _erase(image, erase) if "erase" in changes else image
 
 
@@ -86,9 +87,10 @@ def augment_batch(changes: Sequence[str], images: tf.Tensor, draws: tf.Tensor) -
         images = tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images)
     pixels = _crop_batch(images, crop) if "crop" in changes else tf.cast(images, tf.float32)
     if "color" in changes:
-        pixels = _color_batch(pixels, color)
+        low, high = _COLOR
+        pixels = scale_color(pixels, low + (high - low) * color[:, :3])
     if {"crop", "color"} & set(changes):
-        images = _round(pixels)
+        images = to_levels(pixels)
     return _erase_batch(images, erase) if "erase" in changes else images
 
 
@@ -102,15 +104,29 @@ def draw_variant(count: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.
         key: int64 scalar, which tells the poster from others.
     """
     return tf.random.stateless_uniform(
-        [], _stateless_seed(seed, epoch, key), 0, count, dtype=tf.int32
+        [], stateless_seed(seed, epoch, key), 0, count, dtype=tf.int32
     )
 
 
-def _stateless_seed(seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    return tf.stack([seed * 1_000_003 + epoch, key])
+def stateless_seed(
+    seed: int, epoch: tf.Tensor, key: tf.Tensor, stream: int | None = None
+) -> tf.Tensor:
+    """Returns the seed, int64 [2], of what an epoch draws for an example.
+
+    Args:
+        seed: of the run.
+        epoch: int64 scalar.
+        key: int64 scalar, which tells the example from others.
+        stream: which tells draws for one kind of change from those for others, as `MIXING`.
+    """
+    of_example = tf.stack([seed * 1_000_003 + epoch, key])
+    if stream is None:
+        return of_example
+    return tf.random.experimental.stateless_fold_in(of_example, stream)
 
 
-def _round(pixels: tf.Tensor) -> tf.Tensor:
+def to_levels(pixels: tf.Tensor) -> tf.Tensor:
+    """Rounds to uint8; what is beyond 0 and 255 becomes these."""
     return tf.cast(
         tf.raw_ops.ClipByValue(t=pixels + 0.5, clip_value_min=0.0, clip_value_max=255.0), tf.uint8
     )
@@ -175,11 +191,17 @@ def _color(pixels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.reshape(changed + brightness * (1 - contrast) * mean, pixels.shape)
 
 
-def _color_batch(pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """As `_color`, of [B, S, S, 3]."""
-    low, high = _COLOR
-    factors = (low + (high - low) * draws[:, :3])[..., None, None]
-    brightness, contrast, saturation = tf.unstack(factors, axis=1)
+def scale_color(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """Changes colours as `_color` does.
+
+    Args:
+        pixels: float32 [B, S, S, 3].
+        factors: float32 [B, 3], of brightness, contrast and saturation; 1: as it is.
+
+    Returns:
+        float32 [B, S, S, 3].
+    """
+    brightness, contrast, saturation = tf.unstack(factors[..., None, None], axis=1)
     luma = tf.constant(_LUMA)[:, None]
     mean = tf.matmul(tf.reduce_mean(pixels[:, ::8, ::8], axis=[1, 2])[:, None], luma)
     to_luma = tf.tile(luma, [1, 3])
@@ -204,12 +226,25 @@ def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
 
 
 def _erase_batch(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    is_erased = inside(draws, images.shape[1]) & (draws[:, 4, None, None, None] < 0.5)
+    return tf.where(is_erased, tf.constant(_ERASED_LEVEL, tf.uint8), images)
+
+
+def inside(draws: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns which pixels lie in a rectangle.
+
+    Args:
+        draws: float32 [B, 4 or more], that begin with top, left, height and width in pixels.
+        size: S, side of the posters in pixels.
+
+    Returns:
+        bool [B, S, S, 1].
+    """
     top, left, height, width = (side[:, None] for side in _rectangle(draws))
-    position = tf.range(images.shape[1])
-    rows = (position >= top) & (position < top + height) & (draws[:, 4, None] < 0.5)
+    position = tf.range(size)
+    rows = (position >= top) & (position < top + height)
     columns = (position >= left) & (position < left + width)
-    inside = rows[:, :, None, None] & columns[:, None, :, None]
-    return tf.where(inside, tf.constant(_ERASED_LEVEL, tf.uint8), images)
+    return rows[:, :, None, None] & columns[:, None, :, None]
 
 
 def _rectangle(draws: tf.Tensor) -> list[tf.Tensor]:

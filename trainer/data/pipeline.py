@@ -7,13 +7,19 @@ twenty seconds where tf.data's autotuning is on, and throws away what was prefet
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib
-from trainer.data import augmentation, batching as batching_lib, preprocessing, splits
+from trainer.data import (
+    augmentation,
+    batching as batching_lib,
+    mixing,
+    preprocessing,
+    rand_augment,
+    splits,
+)
 
 _Service = tf.data.experimental.service
 
@@ -32,6 +38,9 @@ class PipelineSpec:
         start_step: batches that an interrupted run has trained on.
         augment: random changes, of `config.AUGMENTATIONS`.
         augment_on_device: whether the training step makes them, of what is drawn here.
+        randaugment: magnitude of RandAugment, which the training step makes; 0: none.
+        mixup: parameter of `mixing`, which is the training step's too; 0: none.
+        cutmix: another.
         cache: what is kept after the first epoch: decoded, encoded, disk or none.
         cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
     """
@@ -45,6 +54,9 @@ class PipelineSpec:
     start_step: int = 0
     augment: tuple[str, ...] = ()
     augment_on_device: bool = False
+    randaugment: float = 0
+    mixup: float = 0
+    cutmix: float = 0
     cache: str = "none"
     cache_file: str = ""
 
@@ -60,11 +72,19 @@ class PipelineSpec:
         )
 
     @property
-    def augment_batch(self) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
-        """What makes a batch's changes of its `image` and `draws`, if they are left to make."""
-        if not self.augment_on_device:
-            return None
-        return functools.partial(augmentation.augment_batch, self.augment)
+    def is_changed(self) -> bool:
+        """Whether posters are changed at all."""
+        return bool(self.augment or self.drawn_for_step)
+
+    @property
+    def drawn_for_step(self) -> dict[str, tuple[int, ...]]:
+        """What is drawn here for changes that are left to the training step: name -> its shape."""
+        chosen = {
+            "draws": (augmentation.DRAWS, self.augment and self.augment_on_device),
+            "strengths": (rand_augment.DRAWS, self.randaugment),
+            "mixing": (mixing.DRAWS, self.mixup or self.cutmix),
+        }
+        return {name: shape for name, (shape, is_chosen) in chosen.items() if is_chosen}
 
     @property
     def empty_batch(self) -> dict[str, tf.Tensor]:
@@ -72,9 +92,8 @@ class PipelineSpec:
         empty = batching_lib.empty_batch(
             [self.image_size, self.image_size, 3], len(self.split.genres)
         )
-        if self.augment_on_device:
-            empty["draws"] = tf.zeros([0, *augmentation.DRAWS])
-        return empty
+        drawn = {name: tf.zeros([0, *shape]) for name, shape in self.drawn_for_step.items()}
+        return {**empty, **drawn}
 
     def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns a record's pixels and labels, and the key from which its changes are drawn."""
@@ -84,21 +103,39 @@ class PipelineSpec:
             ),
             "genres": splits.multi_hot(example["genres"], len(self.split.genres)),
         }
-        if self.augment:
+        if self.is_changed:
             loaded["key"] = tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max)
         return loaded
 
     def change(self, example: dict[str, tf.Tensor], epoch: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns a loaded example, changed as in an epoch (int64 scalar), or what is drawn."""
-        draws = augmentation.draw(self.image_size, self.seed, epoch, example["key"])
-        image, genres = example["image"], example["genres"]
-        if self.augment_on_device:
-            return {"image": image, "genres": genres, "draws": draws}
-        return {"image": augmentation.augment(image, self.augment, draws), "genres": genres}
+        """Returns a loaded example, changed as in an epoch (int64 scalar), and what is drawn."""
+        of_example = {"seed": self.seed, "epoch": epoch, "key": example["key"]}
+        size, image, genres = self.image_size, example["image"], example["genres"]
+        drawn = {}
+        if self.augment:
+            drawn["draws"] = augmentation.draw(size, **of_example)
+            if not self.augment_on_device:
+                image = augmentation.augment(image, self.augment, drawn.pop("draws"))
+        if self.randaugment:
+            drawn["strengths"] = rand_augment.draw(self.randaugment, **of_example)
+        if self.mixup or self.cutmix:
+            drawn["mixing"] = mixing.draw(size, self.mixup, self.cutmix, **of_example)
+        return {"image": image, "genres": genres, **drawn}
+
+    def change_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns the `image` and `genres` that the training step makes of a batch."""
+        images, genres = batch["image"], batch["genres"]
+        if "draws" in batch:
+            images = augmentation.augment_batch(self.augment, images, batch["draws"])
+        if "strengths" in batch:
+            images = rand_augment.augment_batch(images, batch["strengths"])
+        if "mixing" in batch:
+            images, genres = mixing.mix_batch(images, genres, batch["mixing"])
+        return {"image": images, "genres": genres}
 
     def changed(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
         """Returns loaded examples as the training step takes them in an epoch."""
-        if not self.augment:
+        if not self.is_changed:
             return examples
         return batching_lib.map_parallel(examples, functools.partial(self.change, epoch=epoch))
 
@@ -118,8 +155,8 @@ def train_batches(
 
     Yields:
         For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
-        [B, G], multi-hot, where B is the batch size divided by the replicas; with
-        `augment_on_device` also `draws` float32 [B, 4, 5].
+        [B, G], multi-hot, where B is the batch size divided by the replicas; and what
+        `change_batch` needs, float32 [B, ...], where something is left to it.
     """
     examples = spec.split.read()
     keeps_decoded = spec.cache in ("decoded", "disk")
@@ -220,10 +257,13 @@ def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.nda
     Returns:
         uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
-    spec = dataclasses.replace(spec, augment_on_device=False)
-    example = next(iter(spec.split.read().map(spec.load)))
-    variants = [spec.change(example, tf.constant(i, tf.int64))["image"] for i in range(count)]
-    return example["image"].numpy(), np.stack(variants)
+    examples = list(spec.split.read().take(2).map(spec.load))  # And a partner.
+    variants = []
+    for epoch in range(count):
+        changed = [spec.change(example, tf.constant(epoch, tf.int64)) for example in examples]
+        batch = tf.nest.map_structure(lambda *values: tf.stack(values), *changed)
+        variants.append(spec.change_batch(batch)["image"][0])
+    return examples[0]["image"].numpy(), np.stack(variants)
 
 
 def first_posters(spec: PipelineSpec, count: int) -> np.ndarray:

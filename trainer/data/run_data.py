@@ -109,6 +109,9 @@ def make_train_spec(
         shuffle_buffer=split.num_examples if frozen else config.shuffle_buffer,
         augment=augment,
         augment_on_device=bool(augment) and on_device,
+        randaugment=config.randaugment,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
         **changes,
     )
 

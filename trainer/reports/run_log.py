@@ -121,7 +121,7 @@ class RunLog:
         self._tensorboard.write_settings(config, self._judge, self._run.path.name)
         self._tensorboard.write_records(self._run.read_metrics())
         spec = run_data.make_train_spec(config, data.train)
-        if spec.augment:
+        if spec.is_changed:
             image, variants = pipeline.example_variants(spec, curves.NUM_VARIANTS)
             directory.write_atomically(
                 self._run.augmentation, curves.draw_variants(image, variants)

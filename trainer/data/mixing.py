@@ -1,0 +1,81 @@
+"""MixUp and CutMix: each poster of a batch mixed with the next one, and their genres with them.
+
+MixUp (https://arxiv.org/abs/1710.09412, section 2) trains on a weighted mean of two posters, CutMix
+(https://arxiv.org/abs/1905.04899, section 3.1) on one with a rectangle of the other in it. The
+genres get the same weights. An epoch's order is random, so that the next poster of a replica's
+part of a batch is a random partner.
+
+The numbers are drawn with the examples from (seed, epoch, example), as in `augmentation`.
+`keras.layers.MixUp` and `CutMix` draw from a generator with a state of their own, which a run that
+is resumed would not have, and the same on each replica.
+"""
+
+import tensorflow as tf
+
+from trainer.data import augmentation
+
+DRAWS = (5,)  # What is drawn for a poster.
+
+
+def draw(
+    size: int, mixup: float, cutmix: float, seed: int, epoch: tf.Tensor, key: tf.Tensor
+) -> tf.Tensor:
+    """Draws how an epoch mixes a poster with its partner.
+
+    Args:
+        size: S, side of the poster in pixels.
+        mixup: a of the distribution Beta(a, a) of a poster's own share; 0: no MixUp.
+        cutmix: the same for CutMix; each has half of the posters if both are chosen.
+        seed: of the run.
+        epoch: int64 scalar.
+        key: int64 scalar, which tells the poster from others.
+
+    Returns:
+        float32 [5]: the poster's own share, 0 to 1, and, for CutMix, top, left, height and width
+        in pixels of what it has of its partner.
+    """
+    of_example = augmentation.stateless_seed(seed, epoch, key, augmentation.MIXING)
+    of_uniform, of_gamma = tf.unstack(tf.random.experimental.stateless_split(of_example))
+    choice, *centre = tf.unstack(tf.random.stateless_uniform([3], of_uniform))
+    is_cut = choice < (cutmix > 0) / ((mixup > 0) + (cutmix > 0))
+    # Two gamma variates give one of the beta distribution.
+    own, other = tf.unstack(
+        tf.random.stateless_gamma([2], of_gamma, alpha=tf.where(is_cut, cutmix, mixup))
+    )
+    share = tf.math.divide_no_nan(own, own + other)
+    half = size * tf.sqrt(1 - share) / 2
+    middle = size * tf.stack(centre)
+    begin, end = (
+        tf.round(tf.clip_by_value(edge, 0.0, size)) for edge in (middle - half, middle + half)
+    )
+    height_and_width = end - begin
+    # Of what is left of the rectangle within the poster.
+    share_beside = 1 - tf.reduce_prod(height_and_width) / size**2
+    cut = tf.concat([[share_beside], begin, height_and_width], axis=0)
+    return tf.where(is_cut, cut, tf.stack([share, 0.0, 0.0, 0.0, 0.0]))
+
+
+def mix_batch(
+    images: tf.Tensor, genres: tf.Tensor, draws: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixes each poster and its genres with the next one's, the last with the first's.
+
+    Args:
+        images: uint8 [B, S, S, 3].
+        genres: float32 [B, G], 0 to 1.
+        draws: float32 [B, 5], of `draw`.
+
+    Returns:
+        uint8 [B, S, S, 3] and float32 [B, G].
+    """
+    share, rectangle = draws[:, 0], draws[:, 1:]
+    is_cut = tf.reduce_prod(rectangle[:, 2:], axis=1) > 0
+    outside = tf.cast(~augmentation.inside(rectangle, images.shape[1]), tf.float32)
+    own = tf.where(is_cut[:, None, None, None], outside, share[:, None, None, None])
+    pixels = _mix(tf.cast(images, tf.float32), own)
+    return augmentation.to_levels(pixels), _mix(genres, share[:, None])
+
+
+def _mix(values: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
+    partners = tf.concat([values[1:], values[:1]], axis=0)  # `tf.roll` does not bear an empty one.
+    return partners + own * (values - partners)
