@@ -266,7 +266,9 @@ def test_several_steps_a_call_are_the_same_steps():
 def test_xla_takes_the_same_step():
     batches = make_batches([8])
     _, logits, weights = train_on(batches, [1])
-    _, same_logits, same_weights = train_on(batches, [1], jit_compile=True)
+    _, same_logits, same_weights = train_on(
+        batches, [1], computation=steps.Computation(jit_compile=True)
+    )
     # XLA's arithmetic is coarser.
     np.testing.assert_allclose(same_logits, logits, atol=5e-3)
     for a, b in zip(weights, same_weights, strict=True):

@@ -67,7 +67,8 @@ class Config:
 
     epochs: int = _optimization(5, "Passes over the train split.", minimum=1)
     patience: int = _optimization(0, "Stop when so many evaluations in a row have brought no higher macro AP on the validation split; 0: train all epochs.", minimum=0)
-    batch_size: int = _optimization(32, "Examples a step, over all replicas together.", minimum=1)
+    batch_size: int = _optimization(32, "Examples that go through the model at once, over all replicas together.", minimum=1)
+    accumulate_steps: int = _optimization(1, "Batches whose gradients are summed up to one step: that of a batch of so many times the size, in the memory of one.", minimum=1)
     learning_rate: float = _optimization(1e-3, "Learning rate of Adam; with a schedule, the highest.", minimum=0)
     learning_rate_schedule: str = _optimization("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
     warmup_epochs: float = _optimization(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
@@ -182,6 +183,11 @@ class Config:
             max_steps=0,
             data_service="",
         )
+
+    @property
+    def examples_per_step(self) -> int:
+        """Of a training step, over all replicas together."""
+        return self.batch_size * self.accumulate_steps
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings as a JSON object."""

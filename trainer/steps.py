@@ -13,13 +13,29 @@ from trainer.models import layers, losses, optimizer as optimizer_lib
 from trainer.reports import progress as progress_lib
 
 
+class Computation(NamedTuple):
+    """How a training step is computed; up to rounding and batch normalization it is the same.
+
+    Attributes:
+        jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
+        accumulate_steps: parts that a batch goes through the model in, one after the other, so
+            that there is memory for the activations of one part alone.
+    """
+
+    jit_compile: bool = False
+    accumulate_steps: int = 1
+
+
+_PLAIN = Computation()
+
+
 def make_train_step(
     model: keras.Model,
     optimizer,
     strategy: tf.distribute.Strategy,
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = losses.binary_crossentropy,
     average: optimizer_lib.WeightAverage | None = None,
-    jit_compile: bool = False,
+    computation: Computation = _PLAIN,
     augment: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]] | None = None,
 ):
     """Returns a compiled function that trains on the next global batches of an iterator.
@@ -35,11 +51,15 @@ def make_train_step(
         strategy: where the replicas are.
         loss: function of labels and logits [B, G] to losses [B].
         average: a running average of the weights to keep up.
-        jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
+        computation: how it is computed.
         augment: function of a batch to the `image` and `genres` to train on. The labels that
             are given back are still the posters' own, 0 or 1, as scores need them.
     """
-    is_compiled_in_parts = jit_compile and strategy.num_replicas_in_sync > 1
+    num_parts = computation.accumulate_steps
+    # XLA cannot sum over replicas, nor over parts of different sizes.
+    is_compiled_in_parts = computation.jit_compile and (
+        strategy.num_replicas_in_sync > 1 or num_parts > 1
+    )
     normalizations = []  # Those whose statistics `differentiate` gives, in order.
 
     def differentiate(batch, global_size):
@@ -56,36 +76,50 @@ def make_train_step(
         normalizations[:] = [layer for layer, _, _ in put_off]
         return logits, mean_loss, gradients, [statistics for _, *statistics in put_off]
 
-    if is_compiled_in_parts:  # XLA cannot sum over replicas.
+    if is_compiled_in_parts:
         differentiate = tf.function(differentiate, jit_compile=True)
+
+    def replica_gradients(batch, global_size):
+        logits, mean_loss, gradients, statistics = differentiate(batch, global_size)
+        for layer, (mean, variance) in zip(normalizations, statistics, strict=True):
+            layer.record(mean, variance)
+        outputs = {
+            "labels": batch["genres"],
+            "logits": logits,
+            "weight": tf.ones_like(batch["genres"][:, 0]),
+            "finite": _as_row(tf.math.is_finite(mean_loss)),
+        }
+        return gradients, outputs
+
+    def replica_update(gradients):
+        """Returns whether the gradients were finite, or the loss is not yet scaled to nothing."""
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            context = tf.distribute.get_replica_context()
+            optimizer.apply(_agree_on_overflow(gradients, context), model.trainable_variables)
+            # It is doubled every 2000 steps; so small it is only where every step is skipped.
+            return _as_row(tf.convert_to_tensor(optimizer.dynamic_scale) >= 1)
+        finite = _all_finite(gradients)
+        optimizer.apply(gradients, model.trainable_variables)
+        return _as_row(finite)
 
     def replica_step(batch):
         context = tf.distribute.get_replica_context()
         # The last batch of an epoch may be spread unevenly over the replicas, so the
         # mean is taken over the examples that there are.
-        local_size = tf.cast(tf.shape(batch["genres"])[0], tf.float32)
-        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, local_size)
-        logits, mean_loss, gradients, statistics = differentiate(batch, global_size)
-        for layer, (mean, variance) in zip(normalizations, statistics, strict=True):
-            layer.record(mean, variance)
-        finite = tf.math.is_finite(mean_loss)
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer.apply(_agree_on_overflow(gradients, context), model.trainable_variables)
-            # It is doubled every 2000 steps; so small it is only where every step is skipped.
-            finite &= tf.convert_to_tensor(optimizer.dynamic_scale) >= 1
-        else:
-            finite &= _all_finite(gradients)
-            optimizer.apply(gradients, model.trainable_variables)
-        weight = tf.ones_like(batch["genres"][:, 0])
-        return {
-            "labels": batch["genres"],
-            "logits": logits,
-            "weight": weight,
-            "finite": tf.cast(finite, tf.float32)[None],  # Booleans cannot be gathered.
-        }
+        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, _size(batch))
+        gradients, outputs = replica_gradients(batch, global_size)
+        outputs["finite"] *= replica_update(gradients)
+        return outputs
 
     after_step = (lambda: average.update(optimizer.iterations.value)) if average else None
-    return _make_step(replica_step, strategy, jit_compile and not is_compiled_in_parts, after_step)
+    if num_parts > 1:
+        take_batch = _accumulate(
+            replica_gradients, replica_update, strategy, model.trainable_variables, num_parts
+        )
+    else:
+        is_compiled_whole = computation.jit_compile and not is_compiled_in_parts
+        take_batch = _on_replicas(replica_step, strategy, is_compiled_whole)
+    return _make_step(take_batch, after_step)
 
 
 def make_eval_step(model, strategy: tf.distribute.Strategy):
@@ -98,58 +132,143 @@ def make_eval_step(model, strategy: tf.distribute.Strategy):
         logits = model(batch["image"], training=False)
         return {"labels": batch["genres"], "logits": logits, "weight": batch["weight"]}
 
-    return _make_step(replica_step, strategy)
+    return _make_step(_on_replicas(replica_step, strategy))
 
 
-def _make_step(
-    replica_step,
-    strategy: tf.distribute.Strategy,
-    jit_compile: bool = False,
-    after_step: Callable[[], None] | None = None,
-):
-    """Returns a compiled function that takes an iterator's next batches through all replicas.
+def _on_replicas(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
+    """Returns a function that takes a batch through all replicas and joins what they return.
 
     Args:
         replica_step: takes a replica's part of a batch and returns tensors whose first
-            axis is the example's; they are joined.
+            axis is the example's.
         strategy: where the replicas are.
         jit_compile: whether XLA compiles `replica_step`.
-        after_step: what to do once all replicas have taken a step.
-
-    Returns:
-        Function of the iterator and of the number of batches, 1 unless said otherwise.
     """
     if jit_compile:
         replica_step = tf.function(replica_step, jit_compile=True)
 
+    def take_batch(*arguments):
+        outputs = strategy.run(replica_step, args=arguments)
+        return _gather(outputs, strategy)
+
+    return take_batch
+
+
+def _accumulate(
+    replica_gradients,
+    replica_update,
+    strategy: tf.distribute.Strategy,
+    variables: list[keras.Variable],
+    num_parts: int,
+):
+    """Returns a function that takes a batch through all replicas, part after part.
+
+    The gradients of the parts are summed up: the batch's own, of which there is one update. The
+    parts of a replica are of one size, give or take one example. No part is empty on all replicas.
+
+    Args:
+        replica_gradients: function of a part and of the batch's size to gradients and outputs.
+        replica_update: takes the gradients and returns whether they were finite.
+        strategy: where the replicas are.
+        variables: what the gradients are of.
+        num_parts: of a batch.
+    """
+    with strategy.scope():
+        sums = [
+            tf.Variable(
+                tf.zeros(variable.shape, variable.dtype),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+            for variable in variables
+        ]
+
+    def replica_part(batch, i, count, global_size):
+        size = tf.shape(batch["genres"])[0]
+        begin, end = size * i // count, size * (i + 1) // count
+        part = {name: value[begin:end] for name, value in batch.items()}
+        gradients, outputs = replica_gradients(part, global_size)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.assign_add(gradient)
+        return outputs
+
+    def replica_end():
+        finite = replica_update([tf.convert_to_tensor(total) for total in sums])
+        for total in sums:
+            total.assign(tf.zeros_like(total))
+        return {"finite": finite}
+
+    take_part = tf.function(_on_replicas(replica_part, strategy))  # Traced once, called twice.
+    end = _on_replicas(replica_end, strategy)
+
+    def take_batch(batch):
+        sizes = strategy.run(_size, args=(batch,))
+        global_size = strategy.reduce(tf.distribute.ReduceOp.SUM, sizes, axis=None)
+        count = tf.minimum(num_parts, tf.cast(global_size, tf.int32))
+        outputs = _join(lambda i: take_part(batch, i, count, global_size), count)
+        finite = tf.reduce_min(tf.reshape(outputs["finite"], [count, -1]), axis=0)
+        return {**outputs, "finite": finite * end()["finite"]}
+
+    return take_batch
+
+
+def _make_step(take_batch, after_step: Callable[[], None] | None = None):
+    """Returns a compiled function that takes an iterator's next batches.
+
+    Args:
+        take_batch: function of a batch to tensors whose first axis is the example's.
+        after_step: what to do after each.
+
+    Returns:
+        Function of the iterator and of the number of batches, 1 unless said otherwise.
+    """
+
     @tf.function
     def step(iterator):
-        outputs = strategy.run(replica_step, args=(next(iterator),))
+        outputs = take_batch(next(iterator))
         if after_step:
             after_step()
-        if strategy.num_replicas_in_sync == 1:
-            return outputs
-        return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
+        return outputs
 
     @tf.function
     def steps(iterator, num_steps):
-        outputs = step(iterator)
-        # The last batch of an epoch may be smaller than the others.
-        arrays = {
-            name: tf.TensorArray(
-                value.dtype, num_steps, infer_shape=False, element_shape=[None, *value.shape[1:]]
-            ).write(0, value)
-            for name, value in outputs.items()
-        }
-        for i in tf.range(1, num_steps):
-            outputs = step(iterator)
-            arrays = {name: array.write(i, outputs[name]) for name, array in arrays.items()}
-        return {name: array.concat() for name, array in arrays.items()}
+        return _join(lambda _: step(iterator), num_steps)
 
     def take_steps(iterator, num_steps: int = 1):
         return step(iterator) if num_steps == 1 else steps(iterator, tf.constant(num_steps))
 
     return take_steps
+
+
+def _join(take, count: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Calls a function with 0, 1, ..., on the device, and joins the tensors that it returns."""
+    outputs = take(tf.constant(0))
+    # The last batch of an epoch may be smaller than the others.
+    arrays = {
+        name: tf.TensorArray(
+            value.dtype, count, infer_shape=False, element_shape=[None, *value.shape[1:]]
+        ).write(0, value)
+        for name, value in outputs.items()
+    }
+    for i in tf.range(1, count):
+        outputs = take(i)
+        arrays = {name: array.write(i, outputs[name]) for name, array in arrays.items()}
+    return {name: array.concat() for name, array in arrays.items()}
+
+
+def _gather(outputs: dict, strategy: tf.distribute.Strategy) -> dict[str, tf.Tensor]:
+    if strategy.num_replicas_in_sync == 1:
+        return outputs
+    return {name: strategy.gather(value, axis=0) for name, value in outputs.items()}
+
+
+def _size(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+    return tf.cast(tf.shape(batch["genres"])[0], tf.float32)
+
+
+def _as_row(finite: tf.Tensor) -> tf.Tensor:
+    return tf.cast(finite, tf.float32)[None]  # Booleans cannot be gathered.
 
 
 def collect(outputs: list[dict[str, tf.Tensor]]) -> tuple[np.ndarray, np.ndarray]:

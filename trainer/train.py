@@ -311,6 +311,6 @@ def _make_train_step(
         devices.strategy,
         losses.make_loss(config, data.train.base_rates, data.train.num_examples),
         average,
-        config.jit_compile,
+        steps.Computation(config.jit_compile, config.accumulate_steps),
         run_data.make_train_spec(config, data.train).change_batch,
     )

@@ -71,7 +71,7 @@ def training_stages(
         model,
         optimizer,
         tf.distribute.get_strategy(),
-        jit_compile=config.jit_compile,
+        computation=steps.Computation(config.jit_compile),
     )
     # A resident batch is trained on as it is.
     resident_step = make_train_step()

@@ -60,7 +60,7 @@ def open_data(config: config_lib.Config) -> RunData:
         [splits.Split(train.builder, name) for name in evaluated],
         validation,
         cache,
-        make_spec(config, train).batching.steps_per_epoch,
+        make_train_spec(config, train).batching.steps_per_epoch,
     )
 
 
@@ -81,9 +81,8 @@ def make_spec(
         split: the split to read.
         **changes: attributes of `PipelineSpec`, in the place of its defaults.
     """
-    return pipeline.PipelineSpec(
-        split, config.image_size, config.batch_size, config.resize, **changes
-    )
+    settings = {"batch_size": config.batch_size, "resize": config.resize, **changes}
+    return pipeline.PipelineSpec(split, config.image_size, **settings)
 
 
 def make_train_spec(
@@ -105,6 +104,7 @@ def make_train_spec(
     return make_spec(
         config,
         split,
+        batch_size=config.examples_per_step,
         seed=config.seed,
         shuffle_buffer=split.num_examples if frozen else config.shuffle_buffer,
         augment=augment,

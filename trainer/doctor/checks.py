@@ -43,7 +43,11 @@ class Training(NamedTuple):
     def make_step(self, loss=losses.binary_crossentropy, jit_compile: bool = False):
         """Returns `steps.make_train_step` of these."""
         return steps.make_train_step(
-            self.model, self.optimizer, self.strategy, loss, jit_compile=jit_compile
+            self.model,
+            self.optimizer,
+            self.strategy,
+            loss,
+            computation=steps.Computation(jit_compile),
         )
 
     def weights(self) -> list[np.ndarray]:

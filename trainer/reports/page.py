@@ -87,7 +87,7 @@ def _facts(evaluated: evaluated_lib.Evaluated) -> dict[str, str]:
         for name, value in config.to_json().items()
         if name not in named and value != getattr(defaults, name)
     ]
-    epoch = evaluated.step / -(-facts["num_train"] // config.batch_size)
+    epoch = evaluated.step / -(-facts["num_train"] // config.examples_per_step)
     why = "the newest"
     if evaluated.step == evaluated.run.best_step():
         why = f"the best by macro AP on {facts['validation_split']}"

@@ -42,12 +42,16 @@ _MAY_CHANGE = {
 }
 _KEYS = ["epoch", "step", "split"]  # What tells records of metrics apart.
 _OTHER_MODEL = "Its checkpoints do not fit another model."
+_OTHER_STEPS = (
+    "Its checkpoints count batches, so that epochs of others would be miscounted; begin another "
+    "run with its weights, by --init_from."
+)
 # What --override cannot change, and why.
 _FIXED = {
     "model": _OTHER_MODEL,
     "image_size": _OTHER_MODEL,
-    "batch_size": "Its checkpoints count batches, so that epochs of others would be miscounted; "
-    "begin another run with its weights, by --init_from.",
+    "batch_size": _OTHER_STEPS,
+    "accumulate_steps": _OTHER_STEPS,
 }
 
 
