@@ -264,3 +264,16 @@ def test_a_trial_fails_whose_loss_is_not_finite(data_dir, tmp_path):
     flags = [*SMALL, f"--data_dir={data_dir}", "--learning_rate=1e30", "--epochs=9"]
     with pytest.raises(process.FailedError, match="finite"):
         process.train(search, trials_lib.Trial({}), flags, tmp_path / "000", lambda: False)
+
+
+def test_a_trial_that_ends_by_its_patience_is_complete(data_dir, tmp_path):
+    """Nothing is learned at this rate; normalization's moving statistics are all that changes."""
+    splits_of_train = ("--train_split=train[:80%]", "--validation_split=train[80%:]")
+    flags = ["--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}", *splits_of_train]
+    flags += ["--image_size=32", "--learning_rate=0", "--patience=1", "--epochs=60"]
+    config = config_lib.Config(validation_split="train[80%:]", patience=1, epochs=60)
+    trial = trials_lib.Trial({})
+    search = make_search(config=config, trials=[trial])
+    process.train(search, trial, [*flags, "--noreport"], tmp_path / "000", lambda: False)
+    assert trial.state == trials_lib.COMPLETE
+    assert len(trial.scores) < 60 and trial.best["epoch"] == len(trial.scores) - 1

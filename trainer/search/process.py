@@ -94,7 +94,8 @@ def _take_scores(
     trial.scores = list(zip(scored["epoch"].tolist(), scored[search.objective], strict=True))
     last = records.iloc[-1]
     trial.minutes = last["seconds"] / 60
-    return last["epoch"] == config.epochs or last["step"] == config.max_steps
+    is_converged = config.patience and run.evaluations_since_best() >= config.patience
+    return last["epoch"] == config.epochs or last["step"] == config.max_steps or is_converged
 
 
 def _complete(trial: trials_lib.Trial, run: directory.RunDirectory) -> None:
