@@ -212,7 +212,7 @@ def test_a_search_stopped_within_a_trial_goes_on_and_ends_with_the_best(data_dir
     search = conftest.start(*arguments)
     cut = search_dir / "trials" / "001"
     while search.poll() is None and not list(cut.glob("checkpoints/*")):
-        time.sleep(0.02)
+        time.sleep(0.02)  # The processes need the cores.
     search.send_signal(signal.SIGTERM)
     printed, errors = search.communicate(timeout=60)
     assert search.returncode == 0, errors

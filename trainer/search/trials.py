@@ -119,8 +119,8 @@ class Search:
     def propose(self) -> dict[str, Any]:
         """Returns settings for the next trial, none of which is running.
 
-        The first has those of `config`. Then ten are drawn at random, and what follows by
-        Optuna's tree-structured Parzen estimator, from the ends of those before.
+        The first has those of `config`. Others are drawn at random until ten have ended, then by
+        Optuna's tree-structured Parzen estimator (https://arxiv.org/abs/2304.11127).
         """
         if not self.trials:
             return {name: getattr(self.config, name) for name in self.space}
