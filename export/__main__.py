@@ -27,6 +27,7 @@ _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
     "is decoded and 15 while it is resized.",
     lower_bound=1,
 )
+_TTA = config_lib.define_tta_flag()
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", 0, "Newest versions to keep; 0: all.", lower_bound=0
 )
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> None:
             _EXPORT_DIR.value,
             top_k=_TOP_K.value,
             limits=loading.Limits(_MAX_IMAGE_BYTES.value, _MAX_IMAGE_PIXELS.value),
+            tta=_TTA.value,
             keep_versions=_KEEP_VERSIONS.value,
         )
     except (config_lib.UsageError, directory_lock.HeldError) as error:

@@ -27,6 +27,7 @@ def export_saved_model(
     *,
     top_k: int = 5,
     limits: loading.Limits = _LIMITS,
+    tta: str = config_lib.NO_TTA,
     keep_versions: int = 0,
 ) -> pathlib.Path:
     """Exports the best checkpoint of a run, in float32, as a new version.
@@ -39,6 +40,7 @@ def export_saved_model(
         export_dir: directory of versions, for TensorFlow Serving's `model_base_path`.
         top_k: genres that the signature `top_k` answers with.
         limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
+        tta: variants of each image whose answers are averaged, of `config.TTA`.
         keep_versions: how many of the newest versions to keep; 0: all.
 
     Returns:
@@ -55,7 +57,7 @@ def export_saved_model(
     if split and split.builder.info.metadata:
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
     module = serving_model.ServingModel(
-        model, facts["genres"], facts["image_size"], top_k, limits, facts["resize"]
+        model, facts["genres"], facts["image_size"], top_k, limits, facts["resize"], tta
     )
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def export_saved_model(
             with _full_disk_named(export_dir):
                 tf.saved_model.save(module, os.fspath(unfinished), signatures)
                 serving_files.write_version_files(
-                    unfinished, signatures, facts, run, limits, posters[0]
+                    unfinished, signatures, {**facts, "tta": tta}, run, limits, posters[0]
                 )
             _check_answers_alike(unfinished, module, posters)
             numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from export import loading, server_settings
+from trainer import config as config_lib
 from trainer.reports import tables
 from trainer.run import directory
 
@@ -28,7 +29,7 @@ def write_version_files(
     Args:
         version: directory of a SavedModel that is not published yet.
         signatures: its concrete functions, by name.
-        facts: of the run, as `checkpoints.restore_model` returns them.
+        facts: of the run, as `checkpoints.restore_model` returns them, and the export's `tta`.
         run: the run.
         limits: what an image may cost.
         image: a JPEG for the warmup requests.
@@ -80,13 +81,14 @@ Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["ge
 - Checkpoint: step {step} of `{run.path.name}`, trained in {facts["precision"]}, served in float32.
 - Input: JPEG or PNG of at most {limits.max_pixels:,} pixels and {limits.max_bytes:,} bytes,
   resized to a square with sides of {config.image_size} pixels.{_max_side(limits)}
+- Answers: {config_lib.describe_tta(facts["tta"])}.
 - A PNG is answered as the JPEG that a dataset stores of it, transparent parts on white. CMYK, EXIF
   data that ask for a turn, a PNG with 16 bits or a colour profile and all other formats are
   refused: `python -m export.predict` converts them first, as the dataset does.
 
 ## How good it is
 
-{scores}
+{scores}{_of_posters_alone(facts["tta"])}
 
 The constant predictor gives every poster the genres' shares in the train split. A score near its
 score says that little was learned; label accuracy alone says nothing, since most genres are absent
@@ -150,6 +152,15 @@ def example(image: bytes) -> tf.train.Example:
     """Returns the tf.Example that the signature `classify` takes."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
     return tf.train.Example(features=tf.train.Features(feature={"image_bytes": feature}))
+
+
+def _of_posters_alone(tta: str) -> str:
+    if tta == config_lib.NO_TTA:
+        return ""
+    return (
+        "\n\nThese are of the answers to each poster alone; "
+        f"`python -m trainer.report_page --tta={tta}`\nmeasures the averaged ones."
+    )
 
 
 def _max_side(limits: loading.Limits) -> str:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from export import loading
 from trainer import config as config_lib
-from trainer.data import preprocessing
+from trainer.data import preprocessing, test_time
 
 
 class ServingModel(tf.Module):
@@ -27,6 +27,7 @@ class ServingModel(tf.Module):
         top_k: int,
         limits: loading.Limits,
         resize: str = config_lib.BILINEAR,
+        tta: str = config_lib.NO_TTA,
     ):
         """Wraps a trained model.
 
@@ -37,11 +38,13 @@ class ServingModel(tf.Module):
             top_k: genres that `top_k` answers with; all, if there are fewer.
             limits: what an image may cost.
             resize: how images are resized to S, of `config.RESIZES`.
+            tta: variants of each image whose answers are averaged, of `config.TTA`.
         """
         super().__init__(name="poster_genres")
         # Behind a function: tf.Module would track the model too and, Keras 3 wrapping
         # its variables, store every weight twice (keras#23553).
-        self._logits = lambda pixels: model(pixels, training=False)
+        answer = test_time.averaged(model, tta)
+        self._logits = lambda pixels: answer(pixels, training=False)
         self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
         self._genres = tuple(genres)
         self._top_k = min(top_k, len(genres))

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 AUGMENTATIONS = ("flip", "crop", "color", "erase")
+NO_TTA, *_ = TTA = ("none", "mirror", "sizes", "mirror,sizes")  # Of `trainer.data.test_time`.
 MAX_MAGNITUDE = 10  # Of RandAugment.
 LOSSES = ("binary_crossentropy", "focal", "asymmetric")
 BILINEAR, ANTIALIAS = RESIZES = ("bilinear", "antialias")
@@ -205,6 +206,28 @@ def define_flags(names: Sequence[str] = ()) -> None:
     for field in dataclasses.fields(Config):
         if not names or field.name in names:
             flags.DEFINE_flag(_make_flag(field), module_name=field.metadata["group"])
+
+
+def define_tta_flag() -> flags.FlagHolder:
+    """Defines the flag for the variants of a poster, in the commands that have it."""
+    return flags.DEFINE_enum(
+        "tta",
+        NO_TTA,
+        TTA,
+        "Variants of each poster whose answers are averaged, which takes so many times as long: the "
+        "mirror image, or the poster in two sizes, or four of both; none: the poster alone.",
+    )
+
+
+def describe_tta(tta: str) -> str:
+    """Returns in words what the answers are of, for a choice of `TTA`."""
+    return {
+        NO_TTA: "of each poster as it is",
+        "mirror": "mean logits of each poster and its mirror image (--tta=mirror)",
+        "sizes": "mean logits of each poster and its enlarged middle (--tta=sizes)",
+        "mirror,sizes": "mean logits of each poster, its enlarged middle and the mirror images of "
+        "both (--tta=mirror,sizes)",
+    }[tta]
 
 
 def _make_flag(field: dataclasses.Field) -> flags.Flag:

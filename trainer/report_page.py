@@ -9,7 +9,7 @@ and the posters that the model is most wrong about; the tables are printed as we
 
 from absl import flags
 
-from trainer import command_line
+from trainer import command_line, config as config_lib
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run to look at.", required=True)
 _SPLIT = flags.DEFINE_string(
@@ -18,6 +18,7 @@ _SPLIT = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Where the dataset is built; empty: where the run has read it."
 )
+_TTA = config_lib.define_tta_flag()
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from trainer.reports import evaluated, page
 
-    answers = evaluated.evaluate_run(_RUN_DIR.value, _SPLIT.value, _DATA_DIR.value)
+    answers = evaluated.evaluate_run(_RUN_DIR.value, _SPLIT.value, _DATA_DIR.value, _TTA.value)
     path = page.write(answers)
     print(f"{page.describe(answers)}\n\nWrote {path}")
 

@@ -132,6 +132,43 @@ def to_levels(pixels: tf.Tensor) -> tf.Tensor:
     )
 
 
+def scale_color(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """Changes colours as `_color` does.
+
+    Args:
+        pixels: float32 [B, S, S, 3].
+        factors: float32 [B, 3], of brightness, contrast and saturation; 1: as it is.
+
+    Returns:
+        float32 [B, S, S, 3].
+    """
+    brightness, contrast, saturation = tf.unstack(factors[..., None, None], axis=1)
+    luma = tf.constant(_LUMA)[:, None]
+    mean = tf.matmul(tf.reduce_mean(pixels[:, ::8, ::8], axis=[1, 2])[:, None], luma)
+    to_luma = tf.tile(luma, [1, 3])
+    matrix = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * to_luma)
+    # Not a product of matrices: three columns are too narrow for it.
+    changed = tf.add_n([pixels[..., i, None] * matrix[:, None, i, None] for i in range(3)])
+    return changed + (brightness * (1 - contrast) * mean)[..., None]
+
+
+def inside(draws: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns which pixels lie in a rectangle.
+
+    Args:
+        draws: float32 [B, 4 or more], that begin with top, left, height and width in pixels.
+        size: S, side of the posters in pixels.
+
+    Returns:
+        bool [B, S, S, 1].
+    """
+    top, left, height, width = (side[:, None] for side in _rectangle(draws))
+    position = tf.range(size)
+    rows = (position >= top) & (position < top + height)
+    columns = (position >= left) & (position < left + width)
+    return rows[:, :, None, None] & columns[:, None, :, None]
+
+
 def _flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.cond(draw[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
 
@@ -191,26 +228,6 @@ def _color(pixels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     return tf.reshape(changed + brightness * (1 - contrast) * mean, pixels.shape)
 
 
-def scale_color(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Changes colours as `_color` does.
-
-    Args:
-        pixels: float32 [B, S, S, 3].
-        factors: float32 [B, 3], of brightness, contrast and saturation; 1: as it is.
-
-    Returns:
-        float32 [B, S, S, 3].
-    """
-    brightness, contrast, saturation = tf.unstack(factors[..., None, None], axis=1)
-    luma = tf.constant(_LUMA)[:, None]
-    mean = tf.matmul(tf.reduce_mean(pixels[:, ::8, ::8], axis=[1, 2])[:, None], luma)
-    to_luma = tf.tile(luma, [1, 3])
-    matrix = brightness * contrast * (saturation * tf.eye(3) + (1 - saturation) * to_luma)
-    # Not a product of matrices: three columns are too narrow for it.
-    changed = tf.add_n([pixels[..., i, None] * matrix[:, None, i, None] for i in range(3)])
-    return changed + (brightness * (1 - contrast) * mean)[..., None]
-
-
 def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
     top, left, height, width = _rectangle(draw)
 
@@ -228,23 +245,6 @@ def _erase(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
 def _erase_batch(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     is_erased = inside(draws, images.shape[1]) & (draws[:, 4, None, None, None] < 0.5)
     return tf.where(is_erased, tf.constant(_ERASED_LEVEL, tf.uint8), images)
-
-
-def inside(draws: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns which pixels lie in a rectangle.
-
-    Args:
-        draws: float32 [B, 4 or more], that begin with top, left, height and width in pixels.
-        size: S, side of the posters in pixels.
-
-    Returns:
-        bool [B, S, S, 1].
-    """
-    top, left, height, width = (side[:, None] for side in _rectangle(draws))
-    position = tf.range(size)
-    rows = (position >= top) & (position < top + height)
-    columns = (position >= left) & (position < left + width)
-    return rows[:, :, None, None] & columns[:, None, :, None]
 
 
 def _rectangle(draws: tf.Tensor) -> list[tf.Tensor]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data import augmentation, batching as batching_lib
+from trainer.data import augmentation, batching as batching_lib, test_time
 
 
 class Features(NamedTuple):
@@ -26,7 +26,7 @@ def variants(backbone: keras.Model, mirrored: bool) -> Callable[..., tf.Tensor]:
     """
 
     def compute(images: tf.Tensor, training: bool) -> tf.Tensor:
-        of_variants = [images, tf.reverse(images, [2])] if mirrored else [images]
+        of_variants = test_time.variants(images, "mirror" if mirrored else "none")
         features = [backbone(variant, training=training) for variant in of_variants]
         return tf.cast(tf.stack(features, axis=1), tf.float32)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from poster_tfds import source
 from trainer import config as config_lib, steps
-from trainer.data import pipeline, run_data, splits
+from trainer.data import pipeline, run_data, splits, test_time
 from trainer.run import checkpoints, directory
 
 
@@ -20,6 +20,7 @@ class Evaluated(NamedTuple):
     run: directory.RunDirectory
     config: config_lib.Config
     facts: dict[str, Any]  # Of `config.json`, with `checkpoint`.
+    tta: str  # Variants of each poster that the answers are of, of `config.TTA`.
     split: splits.Split
     train_counts: np.ndarray  # int [G], posters of each genre in the train split.
     labels: np.ndarray  # float32 [N, G], multi-hot.
@@ -44,6 +45,7 @@ def evaluate_run(
     run_dir: str | os.PathLike,
     split: str = "",
     data_dir: str = "",
+    tta: str = config_lib.NO_TTA,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluated | None:
     """Restores a run's best model in float32 and has it answer for a split.
@@ -53,6 +55,7 @@ def evaluate_run(
         split: a split of its dataset, or a part of one; empty: its test split or, if it has
             none, the one that it was last evaluated on.
         data_dir: where the dataset is built; empty: where the run has read it.
+        tta: variants of each poster whose answers are averaged, of `config.TTA`.
         should_stop: whether to give up, asked again and again.
 
     Returns:
@@ -75,7 +78,7 @@ def evaluate_run(
         poster_ids, leaked = _read_ids(evaluated, train_digests)
         # Its order is that of `Split.read`.
         predicted = steps.predict(
-            steps.make_eval_step(model, tf.distribute.get_strategy()),
+            steps.make_eval_step(test_time.averaged(model, tta), tf.distribute.get_strategy()),
             iter(pipeline.eval_batches(spec)),
             spec.batching.steps_per_epoch,
             f"report on {split}",
@@ -87,6 +90,7 @@ def evaluate_run(
         run,
         config,
         facts,
+        tta,
         evaluated,
         train_counts,
         predicted.labels,

@@ -95,6 +95,7 @@ def _facts(evaluated: evaluated_lib.Evaluated) -> dict[str, str]:
         "Dataset": evaluated.split.builder.info.full_name,
         "Trained on": f"{facts['num_train']} posters of {config.train_split}",
         "Evaluated on": f"{len(evaluated.labels)} posters of {evaluated.split}, in float32",
+        "Answers": config_lib.describe_tta(evaluated.tta),
         "Model": f"{config.model}, {facts['parameters']:,} parameters",
         "Settings that are not the defaults": " ".join(settings) or "none",
         "Checkpoint": f"step {evaluated.step}, epoch {epoch:.4g}, {why}",
