@@ -7,9 +7,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from keras.src.applications import efficientnet
 
 from trainer import config
-from trainer.models import efficientnet_lite, keras_applications, pretrained, registry
+from trainer.models import efficientnet_lite, pretrained, registry
 
 # Of two pictures of each network's own size, the six largest features and the mean of all 1280:
 # computed once by efficientnet_lite_pytorch 0.1.0 with PyTorch 2.14 from the same files of weights.
@@ -162,7 +164,43 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
     other = keras_config(pretrained_weights=str(pretrained.find_lite_weights("efficientnet_lite0")))
     with pytest.raises(config.UsageError, match=r"cannot be loaded into keras:MobileNetV2"):
         registry.load_pretrained_weights(model, other)
-    with pytest.raises(config.UsageError, match=r"EfficientNetB0 .*=imagenet: Keras scales"):
-        keras_applications.load_weights(None, "EfficientNetB0", "imagenet")
     with pytest.raises(config.UsageError, match=r"MobileNet5: choose one of .*MobileNetV2"):
         registry.create_model(config.Config(model="keras:MobileNet5"), 5, "float32")
+
+
+def efficientnet_config(source):
+    return config.Config(
+        model="keras:EfficientNetB0", image_size=64, pretrained_weights=str(source)
+    )
+
+
+def test_weights_of_efficientnet_b0_bring_keras_scaling_of_the_input(tmp_path, monkeypatch):
+    """Keras's network has one more layer with ImageNet's weights, whose variances are wrong."""
+    monkeypatch.setattr(efficientnet, "DEFAULT_BLOCKS_ARGS", efficientnet.DEFAULT_BLOCKS_ARGS[:2])
+    network = keras.applications.EfficientNetB0(include_top=False, weights=None, pooling="avg")
+    scratch, imagenet = (tmp_path / f"{name}.weights.h5" for name in ("scratch", "imagenet"))
+    posters = pictures(64)
+    network.save_weights(scratch)
+    expected = {str(scratch): network.predict(posters, verbose=0)}
+    mean, variance, *_ = network.weights
+    mean.assign([0.485, 0.456, 0.406])
+    variance.assign([0.229, 0.224, 0.225])  # As in the file that Keras downloads.
+    network.save_weights(imagenet)
+    # Instead of the download.
+    monkeypatch.setattr(efficientnet.file_utils, "get_file", lambda *_, **__: str(imagenet))
+    network = keras.applications.EfficientNetB0(include_top=False, pooling="avg")
+    expected |= dict.fromkeys(("imagenet", str(imagenet)), network.predict(posters, verbose=0))
+    largest = expected["imagenet"].max()
+    assert np.abs(expected["imagenet"] - expected[str(scratch)]).max() > 0.1 * largest
+
+    model = registry.create_model(efficientnet_config(imagenet), 5, "float32")
+    backbone = model.get_layer("backbone")
+    for source, features in expected.items():
+        registry.load_pretrained_weights(model, efficientnet_config(source))
+        np.testing.assert_allclose(backbone(posters, training=False), features, atol=1e-4 * largest)
+    # A checkpoint restores them too, though it sets nothing but variables.
+    checkpoint = tf.train.Checkpoint(model=model)
+    path = checkpoint.save(tmp_path / "checkpoint")
+    registry.load_pretrained_weights(model, efficientnet_config(scratch))
+    checkpoint.restore(path)
+    np.testing.assert_allclose(backbone(posters, training=False), features, atol=1e-4 * largest)

@@ -5,8 +5,12 @@ import os
 import sys
 
 import keras
+import numpy as np
 
 from trainer import config
+
+# Of ImageNet's colours, at levels 0 to 1.
+_STANDARD_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def create_backbone(name: str, image_size: int, precision: str) -> keras.Model:
@@ -41,6 +45,8 @@ def create_backbone(name: str, image_size: int, precision: str) -> keras.Model:
         ) from error
     finally:
         keras.config.set_dtype_policy(before)
+    if any(_is_adaptable(layer) for layer in network.layers):
+        network = keras.models.clone_model(network, [pixels], clone_function=_clone)
     return keras.Model(pixels, network.output, name=config.BACKBONE)
 
 
@@ -55,22 +61,48 @@ def load_weights(backbone: keras.Model, name: str, source: str | os.PathLike) ->
     Raises:
         config.UsageError: they cannot be had, or are of another network.
     """
-    if name.startswith("EfficientNetB"):
-        raise config.UsageError(
-            f"--model=keras:{name} --pretrained_weights={source}: Keras scales the input of "
-            "EfficientNetB0 to B7 otherwise with its ImageNet weights than without, and a file "
-            "does not say which it is of. Take keras:EfficientNetV2B0 to V2B3."
-        )
+    weights = "imagenet" if source == "imagenet" else None
     try:
-        if source == "imagenet":
-            network = getattr(_module(name), name)(include_top=False, pooling="avg")
-            backbone.set_weights(network.get_weights())
-        else:
-            backbone.load_weights(source)
+        network = getattr(_module(name), name)(include_top=False, weights=weights, pooling="avg")
+        if weights is None:
+            network.load_weights(source)
+        backbone.set_weights(network.get_weights())
     except Exception as error:  # Keras raises whatever the download or the file leads to.
         raise config.UsageError(
             f"--pretrained_weights={source}: they cannot be loaded into keras:{name} ({error})."
         ) from error
+    for layer in backbone.layers:
+        if isinstance(layer, Normalization):
+            layer.correct_variance()
+
+
+class Normalization(keras.layers.Normalization):
+    """Keras's, by what its variables hold: Keras's own keeps copies that no checkpoint changes."""
+
+    def call(self, inputs):
+        """Normalizes [N, H, W, C]."""
+        self.finalize_state()
+        return super().call(inputs)
+
+    def correct_variance(self) -> None:
+        """Sets ImageNet's variances where Keras's weights have standard deviations.
+
+        Those of EfficientNetB0 to B7 do (https://github.com/tensorflow/tensorflow/issues/49930),
+        and only with `weights="imagenet"` has Keras's network one more layer, which divides by the
+        root of the standard deviations once more. This is the same in one layer, whatever file
+        the weights are from. No picture has variances as large as these.
+        """
+        if np.allclose(self.adapt_variance, _STANDARD_DEVIATION, atol=1e-3):
+            self.adapt_variance.assign(_STANDARD_DEVIATION**2)
+
+
+def _is_adaptable(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.Normalization) and bool(layer.weights)
+
+
+def _clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    kind = Normalization if _is_adaptable(layer) else type(layer)
+    return kind.from_config(layer.get_config())
 
 
 def _module(name: str):
