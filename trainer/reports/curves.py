@@ -45,6 +45,36 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
     return rendering.save(figure, "png")
 
 
+def draw_lr_sweep(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, proposed: float
+) -> bytes:
+    """Draws the loss over rising learning rates.
+
+    Args:
+        rates: [S], one a step.
+        losses: [S], of the steps' batches.
+        smoothed: [S], their running mean.
+        proposed: the rate to point out.
+
+    Returns:
+        A PNG.
+    """
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="0.8", label="of a batch")
+    axes.plot(rates, smoothed, label="smoothed")
+    axes.axvline(proposed, color="black", linestyle="--", label=f"proposed: {proposed:.1e}")
+    # Where it diverges it would flatten all the rest.
+    axes.set_ylim(0.9 * np.nanmin(losses), 1.5 * smoothed[0])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")  # `rendering` shows text as it is, powers too.
+    axes.set_title("loss in training")
+    axes.set_xlabel("learning rate")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return rendering.save(figure, "png")
+
+
 def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
     """Draws a poster and what augmentation makes of it, epoch by epoch.
 

@@ -1,0 +1,114 @@
+"""A learning rate range test: a short training whose rate rises from step to step.
+
+Section 3.3 of https://arxiv.org/abs/1506.01186 (Smith, Cyclical Learning Rates, 2017).
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from trainer import config as config_lib, learner as learner_lib, runtime, steps
+from trainer.data import run_data
+from trainer.models import losses as losses_lib
+from trainer.reports import progress as progress_lib
+from trainer.run import directory
+
+_MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.
+_DIVERGED = 4.0  # How many times its lowest value it may reach.
+_SHARE = 0.1  # Of the rate with the lowest loss.
+
+
+class Sweep(NamedTuple):
+    """What a range test has seen, step by step."""
+
+    rates: np.ndarray  # [S], rising.
+    losses: np.ndarray  # [S], of the batch before it was learned from.
+    smoothed: np.ndarray  # [S], their running mean.
+
+    @property
+    def lowest(self) -> int:
+        """The step with the lowest smoothed loss."""
+        return int(np.nanargmin(self.smoothed))
+
+    @property
+    def proposed(self) -> float:
+        """A tenth of the rate at which the smoothed loss is lowest: there it is about to rise."""
+        return _SHARE * self.rates[self.lowest]
+
+
+def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
+    """Trains a step at each rate, until the loss diverges; leaves nothing behind.
+
+    The model, its first weights, the batches and their changes are those of a run with these
+    settings. The schedule, gradual unfreezing and the average of the weights are left out.
+
+    Args:
+        config: the settings.
+        rates: in rising order.
+
+    Raises:
+        config.UsageError: the settings cannot be used, or the loss does not fall at any rate.
+    """
+    config = dataclasses.replace(
+        config,
+        learning_rate_schedule="constant",
+        unfreeze_epochs=0.0,
+        weight_average=0.0,
+        validation_split="",
+        test_split="",
+    )
+    devices = runtime.open_devices(config)
+    data = run_data.open_data(config)
+    keras.utils.set_random_seed(config.seed + 1)  # As in a run.
+    learner = learner_lib.create_learner(config, data, devices)
+    learner_lib.initialize(learner, config, data.train.genres)
+    loss = losses_lib.make_loss(config, data.train.base_rates, data.train.num_examples)
+    train_step = steps.make_train_step(
+        learner.trained,
+        learner.optimizer,
+        devices.strategy,
+        loss,
+        computation=steps.Computation(config.jit_compile, config.accumulate_steps),
+        augment=run_data.make_train_spec(config, data.train).augment_batch,
+    )
+    losses, smoothed = [], []
+    mean = 0.0
+    with tempfile.TemporaryDirectory() as folder, data.train.damage_named():
+        inputs = _open_inputs(config, data, devices, learner, directory.RunDirectory(folder))
+        batches = iter(devices.strategy.distribute_datasets_from_function(inputs.train))
+        with progress_lib.Progress("learning rates", len(rates)) as progress:
+            for rate in rates:
+                learner.optimizer.learning_rate = rate
+                labels, logits = steps.collect([train_step(batches)])
+                losses.append(float(np.mean(loss(labels, logits))))
+                mean = _MOMENTUM * mean + (1 - _MOMENTUM) * losses[-1]
+                smoothed.append(mean / (1 - _MOMENTUM ** len(losses)))
+                progress.update(len(labels))
+                if not smoothed[-1] <= _DIVERGED * min(smoothed):  # Neither if it is not a number.
+                    break
+    found = Sweep(np.array(rates[: len(losses)]), np.array(losses), np.array(smoothed))
+    if not np.isfinite(losses[0]) or found.lowest == 0:
+        raise config_lib.UsageError(
+            f"The loss does not fall from the first rate on, {rates[0]:g}: begin with a lower "
+            "--lowest."
+        )
+    return found
+
+
+def _open_inputs(
+    config: config_lib.Config,
+    data: run_data.RunData,
+    devices: runtime.Devices,
+    learner: learner_lib.Learner,
+    run: directory.RunDirectory,
+) -> run_data.Inputs:
+    if config.freeze != config_lib.BACKBONE:
+        return run_data.poster_inputs(config, data, run, start_step=0)
+    backbone = learner.model.get_layer(config_lib.BACKBONE)
+    return run_data.feature_inputs(
+        config, data, backbone, devices.strategy, start_step=0, should_stop=lambda: False
+    )
