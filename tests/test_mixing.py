@@ -112,7 +112,8 @@ def test_a_step_trains_on_mixed_genres_and_gives_back_the_posters_own():
     np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
     for a, b in zip(weights, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    _, found, _ = test_train.train_on(drawn, [1], augment=change, computation=steps.Computation(jit_compile=True))
+    compiled = steps.Computation(jit_compile=True)
+    _, found, _ = test_train.train_on(drawn, [1], augment=change, computation=compiled)
     np.testing.assert_allclose(found, expected_logits[:8], atol=5e-3)
 
 

@@ -53,6 +53,12 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     Raises:
         config.UsageError: the settings cannot be used, or the loss does not fall at any rate.
     """
+    if config.head_epochs:
+        raise config_lib.UsageError(
+            f"--head_epochs={config.head_epochs}: two phases have a rate each. Add --head_epochs=0, "
+            f"and --freeze={config_lib.BACKBONE} --augment=flip for the head's, or --init_from=RUN "
+            "with the run of a head for that of the layers trained after it."
+        )
     config = dataclasses.replace(
         config,
         learning_rate_schedule="constant",
@@ -60,12 +66,13 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
         weight_average=0.0,
         validation_split="",
         test_split="",
+        patience=0,
     )
     devices = runtime.open_devices(config)
     data = run_data.open_data(config)
     keras.utils.set_random_seed(config.seed + 1)  # As in a run.
     learner = learner_lib.create_learner(config, data, devices)
-    learner_lib.initialize(learner, config, data.train.genres)
+    learner_lib.initialize(learner, config, data.train.genres, config.init_from)
     loss = losses_lib.make_loss(config, data.train.base_rates, data.train.num_examples)
     train_step = steps.make_train_step(
         learner.trained,
@@ -73,7 +80,7 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
         devices.strategy,
         loss,
         computation=steps.Computation(config.jit_compile, config.accumulate_steps),
-        augment=run_data.make_train_spec(config, data.train).augment_batch,
+        augment=run_data.make_train_spec(config, data.train).change_batch,
     )
     losses, smoothed = [], []
     mean = 0.0
