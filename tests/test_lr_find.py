@@ -49,7 +49,9 @@ def test_losses_are_those_of_stock_keras_whose_rate_rises(settings):
     np.testing.assert_allclose(found.losses, expected, atol=1e-5)
     smoothed = pd.Series(expected).ewm(alpha=0.1).mean()  # Corrected for its beginning.
     np.testing.assert_allclose(found.smoothed, smoothed, atol=1e-5)
-    assert found.proposed == pytest.approx(rates[smoothed.argmin()] / 10)
+    falling = slice(smoothed.argmin() + 1)
+    slopes = np.gradient(smoothed[falling], np.log(rates[falling]))
+    assert found.proposed == pytest.approx(rates[10 + slopes[10:].argmin()])
 
 
 def test_it_stops_where_the_loss_diverges(settings):

@@ -4,7 +4,7 @@
 
 The flags are those of the training, so that the proposal is for its model, batches and losses.
 The rate rises exponentially from --lowest to --highest, or until the loss diverges. Proposed is
-a tenth of the rate at which the smoothed loss is lowest. There is no run directory: nothing but
+the rate at which the smoothed loss falls most steeply. There is no run directory: nothing but
 the picture is written.
 """
 
@@ -18,7 +18,7 @@ from trainer import command_line, config as config_lib, presets
 _PRESET = flags.DEFINE_enum(
     "preset", "compact", presets.PRESETS, "Settings that belong together, as of the training."
 )
-_STEPS = flags.DEFINE_integer("steps", 200, "Steps to train, one at each rate.", lower_bound=20)
+_STEPS = flags.DEFINE_integer("steps", 200, "Steps to train, one at each rate.", lower_bound=30)
 _LOWEST = flags.DEFINE_float("lowest", 1e-6, "Rate of the first step.", lower_bound=1e-12)
 _HIGHEST = flags.DEFINE_float("highest", 1.0, "Rate of the last step.", lower_bound=1e-12)
 _PLOT = flags.DEFINE_string("plot", "lr_find.png", "PNG to write: the loss against the rate.")
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     print(
         f"The smoothed loss is lowest at a learning rate of {sweep.rates[sweep.lowest]:.1e}: "
         f"{sweep.smoothed[sweep.lowest]:.4f}. {end}\n"
-        f"Proposed, a tenth of it: --learning_rate={sweep.proposed:.1e}\n\nWrote {_PLOT.value}"
+        f"Proposed, where it falls most steeply: --learning_rate={sweep.proposed:.1e}\n\n"
+        f"Wrote {_PLOT.value}"
     )
 
 

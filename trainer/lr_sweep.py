@@ -19,7 +19,7 @@ from trainer.run import directory
 
 _MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.
 _DIVERGED = 4.0  # How many times its lowest value it may reach.
-_SHARE = 0.1  # Of the rate with the lowest loss.
+_FIRST = 10  # The running mean is of too few before this step to speak of a slope.
 
 
 class Sweep(NamedTuple):
@@ -36,8 +36,10 @@ class Sweep(NamedTuple):
 
     @property
     def proposed(self) -> float:
-        """A tenth of the rate at which the smoothed loss is lowest: there it is about to rise."""
-        return _SHARE * self.rates[self.lowest]
+        """The rate at which the smoothed loss falls most steeply over the rate's logarithm."""
+        until = self.lowest + 1
+        slopes = np.gradient(self.smoothed[:until], np.log(self.rates[:until]))
+        return self.rates[_FIRST + np.argmin(slopes[_FIRST:])]
 
 
 def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
@@ -98,7 +100,7 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
                 if not smoothed[-1] <= _DIVERGED * min(smoothed):  # Neither if it is not a number.
                     break
     found = Sweep(np.array(rates[: len(losses)]), np.array(losses), np.array(smoothed))
-    if not np.isfinite(losses[0]) or found.lowest == 0:
+    if not np.isfinite(losses[0]) or found.lowest < _FIRST:
         raise config_lib.UsageError(
             f"The loss does not fall from the first rate on, {rates[0]:g}: begin with a lower "
             "--lowest."
