@@ -93,3 +93,8 @@ def test_the_command_proposes_a_rate_and_leaves_a_picture_alone(data_dir, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
     with PIL.Image.open(tmp_path / "found.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_two_phases_have_no_rate_together(settings):
+    with pytest.raises(config.UsageError, match=r"--head_epochs=3: .* Add --head_epochs=0"):
+        lr_sweep.sweep(config.Config(**{**settings, "head_epochs": 3}), [1e-3, 1e-2])

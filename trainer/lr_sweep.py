@@ -57,9 +57,9 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     """
     if config.head_epochs:
         raise config_lib.UsageError(
-            f"--head_epochs={config.head_epochs}: two phases have a rate each. Add --head_epochs=0, "
-            f"and --freeze={config_lib.BACKBONE} --augment=flip for the head's, or --init_from=RUN "
-            "with the run of a head for that of the layers trained after it."
+            f"--head_epochs={config.head_epochs}: two phases have a rate each. Add "
+            f"--head_epochs=0, and --freeze={config_lib.BACKBONE} --augment=flip for the head's, "
+            "or --init_from=RUN with the run of a head for that of what is trained after it."
         )
     config = dataclasses.replace(
         config,
@@ -87,7 +87,8 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     losses, smoothed = [], []
     mean = 0.0
     with tempfile.TemporaryDirectory() as folder, data.train.damage_named():
-        inputs = _open_inputs(config, data, devices, learner, directory.RunDirectory(folder))
+        run = directory.RunDirectory(folder)
+        inputs = run_data.open_inputs(config, data, run, learner.model, devices.strategy)
         batches = iter(devices.strategy.distribute_datasets_from_function(inputs.train))
         with progress_lib.Progress("learning rates", len(rates)) as progress:
             for rate in rates:
@@ -106,18 +107,3 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
             "--lowest."
         )
     return found
-
-
-def _open_inputs(
-    config: config_lib.Config,
-    data: run_data.RunData,
-    devices: runtime.Devices,
-    learner: learner_lib.Learner,
-    run: directory.RunDirectory,
-) -> run_data.Inputs:
-    if config.freeze != config_lib.BACKBONE:
-        return run_data.poster_inputs(config, data, run, start_step=0)
-    backbone = learner.model.get_layer(config_lib.BACKBONE)
-    return run_data.feature_inputs(
-        config, data, backbone, devices.strategy, start_step=0, should_stop=lambda: False
-    )

@@ -112,7 +112,15 @@ def _train_phase(
         last_step = min(last_step, config.max_steps or last_step)
         # Features of a frozen backbone take their time, which a head that is done does not need.
         if not (state.is_recorded and (state.step >= last_step or state.has_converged())):
-            inputs = _open_inputs(config, run, devices, data, learner.model, state)
+            inputs = run_data.open_inputs(
+                config,
+                data,
+                run,
+                learner.model,
+                devices.strategy,
+                state.step,
+                state.should_stop,
+            )
             if inputs is None:
                 print("Stopped before it trained. The same command goes on.", flush=True)
                 return False
@@ -268,30 +276,6 @@ def _restore(
         # It is restored too; --override wins.
         learner.optimizer.learning_rate = config.learning_rate
     return state
-
-
-def _open_inputs(
-    config: config_lib.Config,
-    run: directory.RunDirectory,
-    devices: runtime.Devices,
-    data: run_data.RunData,
-    model: keras.Model,
-    state: state_lib.RunState,
-) -> run_data.Inputs | None:
-    """Returns batches of posters, or of the features that a frozen backbone has for them.
-
-    Or None, if a stop was asked for while those were computed.
-    """
-    if config.freeze != config_lib.BACKBONE:
-        return run_data.poster_inputs(config, data, run, state.step)
-    return run_data.feature_inputs(
-        config,
-        data,
-        model.get_layer(config_lib.BACKBONE),
-        devices.strategy,
-        state.step,
-        state.should_stop,
-    )
 
 
 def _make_train_step(

@@ -116,7 +116,36 @@ def make_train_spec(
     )
 
 
-def poster_inputs(
+def open_inputs(
+    config: config_lib.Config,
+    data: RunData,
+    run: directory.RunDirectory,
+    model: keras.Model,
+    strategy: tf.distribute.Strategy,
+    start_step: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Inputs | None:
+    """Returns batches of posters, or of the features that a frozen backbone has for them.
+
+    Args:
+        config: the settings.
+        data: the run's splits.
+        run: where a cache on disk is kept.
+        model: what is trained.
+        strategy: where the replicas are.
+        start_step: batches that an interrupted run has trained on.
+        should_stop: whether to give up computing features, asked again and again.
+
+    Returns:
+        The batches, or None if it was given up.
+    """
+    if config.freeze != config_lib.BACKBONE:
+        return _poster_inputs(config, data, run, start_step)
+    backbone = model.get_layer(config_lib.BACKBONE)
+    return _feature_inputs(config, data, backbone, strategy, start_step, should_stop)
+
+
+def _poster_inputs(
     config: config_lib.Config, data: RunData, run: directory.RunDirectory, start_step: int
 ) -> Inputs:
     """Returns batches of posters, from where an interrupted run left off."""
@@ -143,7 +172,7 @@ def poster_inputs(
     )
 
 
-def feature_inputs(
+def _feature_inputs(
     config: config_lib.Config,
     data: RunData,
     backbone: keras.Model,
