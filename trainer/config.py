@@ -56,6 +56,7 @@ class Config:
 
     model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0 to efficientnet_lite2, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
     image_size: int = _model(350, "Height and width that posters are resized to, in pixels.", minimum=32)
+    second_size: int = _model(0, "Side of the poster, in pixels, at which the backbone of an efficientnet_lite looks at it a second time; the head takes both features; 0: it does not.", minimum=0)
     resize: str = _model("bilinear", "How they are resized: bilinear, from four pixels for each, or antialias, from all that each covers, which decodes large JPEGs at a half, a quarter or an eighth.", choices=RESIZES)
     pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 to 2 or keras:NAME begins with: none, imagenet, or a file of them.")
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
@@ -131,6 +132,11 @@ class Config:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be less than 1.")
         if self.layer_decay > 1:
             raise UsageError(f"--layer_decay={self.layer_decay}: must be at most 1.")
+        if self.second_size and not self.model.startswith("efficientnet_lite"):
+            raise UsageError(
+                f"--second_size={self.second_size} is for efficientnet_lite0 to 2; leave it out "
+                f"with --model={self.model}."
+            )
         if self.freeze == BACKBONE and set(self.augmentations) - {"flip"}:
             raise UsageError(
                 f"--freeze={BACKBONE} computes each poster's features once, as it is and mirrored: "

@@ -55,5 +55,7 @@ def _forward_flops(model: keras.Model) -> Iterator[tuple[keras.Layer, float]]:
         # Also of depthwise and separable ones. Each entry is used once a pixel of the result.
         kernels = [weight for weight in layer.weights if weight.name.endswith("kernel")]
         if kernels:
-            pixels = math.prod(layer.output.shape[1:-1])
+            # Of each time that it is called: at each size of the poster.
+            outputs = [node.outputs[0] for node in layer._inbound_nodes]
+            pixels = sum(math.prod(output.shape[1:-1]) for output in outputs)
             yield layer, 2 * pixels * sum(math.prod(kernel.shape) for kernel in kernels)

@@ -50,6 +50,7 @@ _OTHER_STEPS = (
 _FIXED = {
     "model": _OTHER_MODEL,
     "image_size": _OTHER_MODEL,
+    "second_size": _OTHER_MODEL,
     "batch_size": _OTHER_STEPS,
     "accumulate_steps": _OTHER_STEPS,
 }
