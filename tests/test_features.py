@@ -133,8 +133,8 @@ def test_fine_tuning_begins_where_the_head_ended_and_keeps_what_is_frozen(
     )
     before, after = weights_of(restored(head_run)), weights_of(restored(tmp_path))
     kept = {name for name in before if np.array_equal(before[name], after[name])}
-    early = {f"block{i}_{kind}" for i in range(8) for kind in ("expand", "project")}
-    depthwise = {f"block{i}_depthwise" for i in range(16)}
+    early = {f"block{i}_{kind}" for i in range(11) for kind in ("expand", "project")}
+    depthwise = {f"block{i}_depthwise" for i in range(21)}
     assert kept - {"normalization"} == {"stem", *early, *depthwise} - {"block0_expand"}
 
 
@@ -171,7 +171,7 @@ def learner(model):
 def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
     chosen, facts = directory.RunDirectory(head_run).read_config()
     for changes, said in (
-        ({"model": "compact_cnn", "freeze": ""}, "that run is of efficientnet_lite0 with"),
+        ({"model": "compact_cnn", "freeze": ""}, "that run is of efficientnet_lite2 with"),
         ({"head_units": 7}, "its layers are of other sizes"),
     ):
         changed = dataclasses.replace(chosen, **changes)
@@ -179,5 +179,5 @@ def test_a_run_of_another_model_or_size_is_not_begun_with(head_run):
         with pytest.raises(config.UsageError, match=f"--init_from=.*{said}"):
             learner_lib.initialize(learner(model), changed, facts["genres"], str(head_run))
     model = registry.create_model(chosen, 2, "float32")
-    with pytest.raises(config.UsageError, match="this one is of efficientnet_lite0 with"):
+    with pytest.raises(config.UsageError, match="this one is of efficientnet_lite2 with"):
         learner_lib.initialize(learner(model), chosen, ["Noir", "Heist"], str(head_run))

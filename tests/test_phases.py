@@ -16,6 +16,7 @@ from trainer.run import directory
 
 FLAGS = (
     *("--preset=pretrained", "--pretrained_weights=none", "--image_size=32", "--second_size=24"),
+    "--model=efficientnet_lite0",
     "--head_units=16",
     *("--head_epochs=3", "--epochs=2", "--freeze=stem,block*", "--augment=flip,crop"),
     *("--checkpoint_every_steps=5", "--deterministic", "--noreport"),
