@@ -43,6 +43,7 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "kerashub": ["keras-hub>=0.32,<0.33"],
         "parquet": ["pyarrow>=16"],
         "pretrained": PRETRAINED,
         "search": ["optuna>=4.5,<6"],

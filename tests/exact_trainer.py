@@ -21,8 +21,8 @@ create_model = registry.create_model
 normalize = layers.FusedBatchNormalization.call
 
 
-def create_exact_model(config, num_genres, precision):
-    del precision
+def create_exact_model(config, num_genres, precision, network=None):
+    del precision, network
 
     def clone(layer):
         settings = layer.get_config()

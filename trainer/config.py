@@ -54,11 +54,11 @@ class Config:
     shuffle_buffer: int = _data(4096, "Examples to draw from when shuffling; they are in memory, with --cache=disk decoded.", minimum=1)
     data_service: str = _data("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
 
-    model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0 to efficientnet_lite2, or keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0.")
+    model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0 to efficientnet_lite2, keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0, or kerashub:PRESET for an image backbone of KerasHub, as kerashub:resnet_18_imagenet or the directory of a preset.")
     image_size: int = _model(350, "Height and width that posters are resized to, in pixels.", minimum=32)
     second_size: int = _model(0, "Side of the poster, in pixels, at which the backbone of an efficientnet_lite looks at it a second time; the head takes both features; 0: it does not.", minimum=0)
     resize: str = _model("bilinear", "How they are resized: bilinear, from four pixels for each, or antialias, from all that each covers, which decodes large JPEGs at a half, a quarter or an eighth.", choices=RESIZES)
-    pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 to 2 or keras:NAME begins with: none, imagenet, or a file of them.")
+    pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 to 2, keras:NAME or kerashub:PRESET begins with: none, imagenet (of a KerasHub preset its own, whatever they were trained on), or a file of them.")
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
     freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
     head_epochs: int = _model(0, "Epochs for which the head is trained first, on the features of a backbone that is frozen, before the layers that `freeze` does not name are trained too; 0: none.", minimum=0)

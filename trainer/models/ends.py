@@ -1,5 +1,7 @@
 """What models begin and end with: posters as they come, and a head on a backbone's features."""
 
+import re
+
 import keras
 
 from trainer import config as config_lib
@@ -40,7 +42,7 @@ def with_head(
         backbone = layers.InferenceModel(backbone.input, backbone.output, name=backbone.name)
     pixels = pixel_input(config)
     logits = keras.Sequential(head, name="head")(backbone(pixels))
-    return keras.Model(pixels, logits, name=config.model.replace(":", "_"))
+    return keras.Model(pixels, logits, name=re.sub(r"[^\w.-]", "_", config.model))
 
 
 def has_backbone(model: keras.Model) -> bool:

@@ -5,6 +5,7 @@ its own, and name it in `MODELS`: pipeline, checkpoints, evaluation and export f
 """
 
 import fnmatch
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from trainer.models import (
     efficientnet_lite,
     ends,
     keras_applications,
+    kerashub,
     pretrained,
     reference_cnn,
 )
@@ -25,9 +27,15 @@ MODELS = {
     **dict.fromkeys(efficientnet_lite.SCALES, efficientnet_lite.efficientnet_lite),
 }
 _KERAS_PREFIX = "keras:"
+_KERASHUB_PREFIX = "kerashub:"
 
 
-def create_model(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
+def create_model(
+    config: config_lib.Config,
+    num_genres: int,
+    precision: str,
+    network: dict[str, Any] | None = None,
+) -> keras.Model:
     """Builds a model with fresh weights.
 
     Args:
@@ -35,6 +43,7 @@ def create_model(config: config_lib.Config, num_genres: int, precision: str) -> 
             whether there are `pretrained_weights`.
         num_genres: width G of the output.
         precision: Keras dtype policy, e.g. "mixed_bfloat16".
+        network: what a run has kept of `read_network`; else it is read now.
 
     Raises:
         config.UsageError: there is no such model, or no layer that `freeze` names.
@@ -46,12 +55,28 @@ def create_model(config: config_lib.Config, num_genres: int, precision: str) -> 
             config.model.removeprefix(_KERAS_PREFIX), config.image_size, precision
         )
         model = ends.with_head(backbone, config, num_genres, precision)
+    elif config.model.startswith(_KERASHUB_PREFIX):
+        network = network or read_network(config)
+        backbone = kerashub.create_backbone(network, config.image_size, precision)
+        model = ends.with_head(backbone, config, num_genres, precision)
     else:
         raise config_lib.UsageError(
-            f"--model={config.model}: choose one of {', '.join(MODELS)}, or {_KERAS_PREFIX}NAME."
+            f"--model={config.model}: choose one of {', '.join(MODELS)}, {_KERAS_PREFIX}NAME or "
+            f"{_KERASHUB_PREFIX}PRESET."
         )
     _freeze(model, config.freeze)
     return model
+
+
+def read_network(config: config_lib.Config) -> dict[str, Any] | None:
+    """Returns what a run must keep to build its model again without KerasHub's preset.
+
+    Raises:
+        config.UsageError: the preset cannot be had.
+    """
+    if not config.model.startswith(_KERASHUB_PREFIX):
+        return None
+    return kerashub.read_network(config.model.removeprefix(_KERASHUB_PREFIX))
 
 
 def load_pretrained_weights(model: keras.Model, config: config_lib.Config) -> None:
@@ -70,6 +95,8 @@ def load_pretrained_weights(model: keras.Model, config: config_lib.Config) -> No
     backbone = model.get_layer(config_lib.BACKBONE)
     if config.model.startswith(_KERAS_PREFIX):
         keras_applications.load_weights(backbone, config.model.removeprefix(_KERAS_PREFIX), source)
+    elif config.model.startswith(_KERASHUB_PREFIX):
+        kerashub.load_weights(backbone, config.model.removeprefix(_KERASHUB_PREFIX), source)
     else:
         path = pretrained.find_lite_weights(config.model) if source == "imagenet" else source
         pretrained.load_lite_weights(backbone, config.model, path)

@@ -12,6 +12,7 @@ import tqdm
 
 from trainer import config as config_lib, flops, learner as learner_lib, runtime, steps
 from trainer.data import pipeline, run_data, splits
+from trainer.models import registry
 from trainer.reports import curves, scores, tables, tensorboard
 from trainer.run import directory
 
@@ -115,6 +116,7 @@ class RunLog:
             replicas=self._devices.num_replicas,
             cache=data.cache.name,
             parameters=self._num_parameters,
+            network=registry.read_network(config),
         )
         self._run.keep_metrics_until(step)
         self._tensorboard = tensorboard.TensorBoard(self._run.tensorboard)

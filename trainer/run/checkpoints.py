@@ -209,7 +209,8 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
     path = find(run.checkpoints, run.best_step())
     if path is None:
         raise config_lib.UsageError(f"--run_dir={run_dir}: the run has no checkpoint yet.")
-    model = registry.create_model(config, len(facts["genres"]), "float32")
+    network = facts.get("network")
+    model = registry.create_model(config, len(facts["genres"]), "float32", network)
     saved_as = "average" if config.weight_average else "model"
     status = tf.train.Checkpoint(**{saved_as: model}).read(str(path / _PREFIX))
     status.expect_partial().assert_existing_objects_matched()
