@@ -275,3 +275,20 @@ def test_frozen_layers_are_left_out_of_the_average_and_stand_in_it_as_they_are()
     ):
         expected = old if id(weight) in frozen else (before + old + 1) / 2
         np.testing.assert_allclose(mean.numpy(), expected, atol=1e-6, err_msg=weight.path)
+
+
+def test_whole_numbers_stand_in_the_average_as_they_are():
+    average, model = (keras.Sequential([keras.Input((1,)), Positions()]) for _ in range(2))
+    model.set_weights([np.array([2, 7])])
+    optimizer_lib.WeightAverage(average, model, momentum=0.5).update(tf.constant(100))
+    np.testing.assert_array_equal(average.get_weights(), [[2, 7]])
+
+
+class Positions(keras.layers.Layer):
+    """Has integers for weights, as the embeddings of CLIP and SigLIP in KerasHub."""
+
+    def build(self, input_shape):
+        self.positions = self.add_weight(shape=(2,), dtype="int64", trainable=False)
+
+    def call(self, inputs):
+        return inputs + keras.ops.cast(self.positions, inputs.dtype)

@@ -117,9 +117,9 @@ class LayerwiseAdam(keras.optimizers.Adam):
 class WeightAverage:
     """A running average of a model's weights, normalization statistics included, in another model.
 
-    Layers that are frozen have no part in it: there the other model has the weights themselves.
-    It begins with a short memory, which grows with the steps up to the momentum, as
-    `tf.train.ExponentialMovingAverage` with `num_updates`.
+    Layers that are frozen and whole numbers, as of positions, have no part in it: there the other
+    model has the weights themselves. It begins with a short memory, which grows with the steps up
+    to the momentum, as `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
 
     def __init__(self, average: keras.Model, model: keras.Model, momentum: float):
@@ -133,7 +133,7 @@ class WeightAverage:
         frozen = {id(weight) for weight in _frozen_weights(model)}
         self._pairs = []
         for mean, weight in zip(average.weights, model.weights, strict=True):
-            if id(weight) in frozen:
+            if id(weight) in frozen or keras.backend.is_int_dtype(weight.dtype):
                 mean.assign(weight)
             else:
                 self._pairs.append((mean.value, weight.value))
