@@ -113,6 +113,20 @@ def export_dir(run_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def version(export_dir):
+    """What `export_dir` has published."""
+    return export_dir / "1"
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def wire(request):
+    """What serves a model in either protocol."""
+    from tests import stand_in_server  # It needs the extra `serving`.
+
+    return stand_in_server.SERVE[request.param]
+
+
+@pytest.fixture(scope="session")
 def real_posters():
     """The real CSV and JPEGs; tests that need them are skipped where they are not."""
     if not REAL_POSTERS.exists():

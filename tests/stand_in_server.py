@@ -324,6 +324,9 @@ def serve_rest(name, model, port=0, threads=THREADS, seconds=REST_SECONDS):
         server.server_close()
 
 
+SERVE = {"rest": serve_rest, "grpc": serve_grpc}
+
+
 def predict(model, request, deadline):
     """Answers a REST request in the row format."""
     images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["instances"]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import test_preprocessing, test_train
+from tests import test_preprocessing, test_train_step
 from trainer import config, train
 from trainer.data import augmentation, pipeline, run_data, splits
 from trainer.run import directory
@@ -161,19 +161,19 @@ def test_a_step_that_changes_its_posters_trains_on_the_changed_ones():
         image = augmentation.augment_batch(changes, batch["image"], batch["draws"])
         return {"image": image, "genres": batch["genres"]}
 
-    batches = test_train.make_batches([8, 8, 5])
+    batches = test_train_step.make_batches([8, 8, 5])
     draws = [
         np.stack([augmentation.draw(46, i, 0, key) for key in range(len(batch["genres"]))])
         for i, batch in enumerate(batches)
     ]
     drawn = [{**batch, "draws": d} for batch, d in zip(batches, draws, strict=True)]
     changed = [change(batch) for batch in drawn]
-    expected = test_train.train_on(changed, [1, 2])
+    expected = test_train_step.train_on(changed, [1, 2])
     for a, b in zip(
-        test_train.train_on(drawn, [1, 2], augment=change)[:2], expected[:2], strict=True
+        test_train_step.train_on(drawn, [1, 2], augment=change)[:2], expected[:2], strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    assert np.abs(test_train.train_on(batches, [1, 2])[1] - expected[1]).max() > 1e-2
+    assert np.abs(test_train_step.train_on(batches, [1, 2])[1] - expected[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize(

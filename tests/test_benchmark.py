@@ -3,6 +3,7 @@
 import json
 import sys
 
+import keras
 import pytest
 
 from tests import conftest
@@ -135,6 +136,16 @@ def test_operations_of_the_reference_cnn():
     model = registry.create_model(config.Config(image_size=350), 25, "float32")
     assert flops.training_flops(model) == expected
     assert expected == pytest.approx(2.55e9, rel=0.01)
+
+
+def test_operations_of_a_layer_count_each_time_that_the_model_itself_calls_it():
+    convolution = keras.layers.Conv2D(2, 3, padding="same", use_bias=False)
+    images = [keras.Input((size, size, 3)) for size in (4, 8, 16)]
+    once, twice = convolution(images[0]), [convolution(image) for image in images[1:]]
+    a_pixel = 2 * (3 * 3 * 3) * 2  # Of the result: multiplications and additions.
+    assert flops.training_flops(keras.Model(images[0], once)) == 2 * 4**2 * a_pixel
+    both = keras.Model(images[1:], twice)
+    assert flops.training_flops(both) == 2 * (8**2 + 16**2) * a_pixel
 
 
 @pytest.mark.parametrize(

@@ -171,4 +171,6 @@ def test_the_largest_batch_is_the_last_that_fits(room):
 )
 def test_a_flag_is_recommended_where_it_is_faster(bfloat16, float32, xla, flags):
     measured = {"mixed_bfloat16": bfloat16, "float32": float32, "XLA": xla}
-    assert speeds.recommend(measured, "mixed_bfloat16") == flags
+    assert speeds.recommend(measured, "mixed_bfloat16", num_gpus=1) == flags
+    local = ("--batch_norm=local",) if "--jit_compile" in flags else ()
+    assert speeds.recommend(measured, "mixed_bfloat16", num_gpus=2) == (*flags, *local)

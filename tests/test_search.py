@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tests import conftest
+from tests import conftest, test_compare
 from trainer import config as config_lib, presets
 from trainer.data import splits
 from trainer.run import directory
@@ -264,6 +264,16 @@ def test_a_trial_fails_whose_loss_is_not_finite(data_dir, tmp_path):
     flags = [*SMALL, f"--data_dir={data_dir}", "--learning_rate=1e30", "--epochs=9"]
     with pytest.raises(process.FailedError, match="finite"):
         process.train(search, trials_lib.Trial({}), flags, tmp_path / "000", lambda: False)
+
+
+def test_a_trials_minutes_are_also_those_of_the_head_that_it_trained_first(tmp_path):
+    run = directory.RunDirectory(tmp_path)
+    test_compare.write_run(run.head.path, [0.1, 0.2], validation=[0.1, 0.2], minutes=5)
+    test_compare.write_run(run.path, [0.3], validation=[0.3], minutes=20, epochs=1)
+    config = config_lib.Config(validation_split="validation", epochs=1)
+    trial = trials_lib.Trial({})
+    assert process._take_scores(make_search(config=config), trial, run)
+    assert trial.minutes == pytest.approx(25)
 
 
 def test_a_trial_that_ends_by_its_patience_is_complete(data_dir, tmp_path):

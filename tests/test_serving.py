@@ -25,11 +25,6 @@ from trainer.run import checkpoints
 
 
 @pytest.fixture(scope="module")
-def version(export_dir):
-    return export_dir / "1"
-
-
-@pytest.fixture(scope="module")
 def served(version):
     """The version in a session, as the server has it."""
     return stand_in_server.Model(version)

@@ -53,7 +53,8 @@ def test_a_room_does_not_reach_into_another_that_it_is_used_by(room, closed):
 
 
 def test_no_file_is_crowded():
-    sizes = {path.relative_to(PROJECT): len(path.read_text().splitlines()) for path in FILES}
+    files = [*FILES, *(PROJECT / "tests").glob("*.py")]
+    sizes = {path.relative_to(PROJECT): len(path.read_text().splitlines()) for path in files}
     assert {path: size for path, size in sizes.items() if size > 400} == {}
 
 

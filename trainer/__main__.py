@@ -14,12 +14,9 @@ from absl import flags
 from trainer import command_line, config as config_lib, presets
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Where the run is kept.", required=True)
-_PRESET = flags.DEFINE_enum(
-    "preset",
-    "compact",
-    presets.PRESETS,
+_PRESET = presets.define_flag(
     "Settings that belong together: a model and how to train it, in place of the defaults below "
-    "(those of `reference`). Flags change single ones.",
+    "(those of `reference`). Flags change single ones."
 )
 _RESUME = flags.DEFINE_bool(
     "resume", True, "Go on from the last checkpoint if --run_dir holds a run."
@@ -42,7 +39,7 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from trainer import cluster, train  # Imports TensorFlow, which --help need not wait for.
 
-    config = config_lib.from_flags(preset=presets.PRESETS[_PRESET.value])
+    config = presets.config_from_flags(_PRESET)
     try:
         train.train_and_evaluate(
             config,

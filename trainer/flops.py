@@ -1,8 +1,8 @@
 """Floating-point operations: how many training takes, and how many a device is built for."""
 
+import collections
 import math
 import re
-from collections.abc import Iterator
 
 import keras
 
@@ -28,7 +28,7 @@ def training_flops(model: keras.Model) -> float:
     before it is trained.
     """
     total, trained_before = 0, False
-    for layer, forward in _forward_flops(model):
+    for layer, forward in _forward_flops(model).items():
         total += forward * (1 + layer.trainable + trained_before)
         trained_before |= layer.trainable
     return total
@@ -46,16 +46,24 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return peaks[0] if peaks and precision != "float32" else None
 
 
-def _forward_flops(model: keras.Model) -> Iterator[tuple[keras.Layer, float]]:
-    """Gives the layers that have filters or matrices, and their operations an image."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _forward_flops(layer)
-            continue
-        # Also of depthwise and separable ones. Each entry is used once a pixel of the result.
-        kernels = [weight for weight in layer.weights if weight.name.endswith("kernel")]
-        if kernels:
-            # Of each time that it is called: at each size of the poster.
-            outputs = [node.outputs[0] for node in layer._inbound_nodes]
-            pixels = sum(math.prod(output.shape[1:-1]) for output in outputs)
-            yield layer, 2 * pixels * sum(math.prod(kernel.shape) for kernel in kernels)
+def _forward_flops(model: keras.Model) -> dict[keras.Layer, float]:
+    """Returns the layers that have filters or matrices, from the input on: their operations.
+
+    They are those of an image, of all times together that the model calls the layer: one that
+    looks at posters in several sizes does it for each.
+    """
+    total = collections.defaultdict(float)
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            if isinstance(node.operation, keras.Model):
+                for layer, forward in _forward_flops(node.operation).items():
+                    total[layer] += forward
+            elif isinstance(node.operation, keras.Layer):
+                # Also of depthwise and separable ones. Each entry is used once a pixel.
+                weights = node.operation.weights
+                kernels = [weight for weight in weights if weight.name.endswith("kernel")]
+                pixels = math.prod(node.outputs[0].shape[1:-1]) if kernels else 0
+                for kernel in kernels:
+                    total[node.operation] += 2 * pixels * math.prod(kernel.shape)
+    return total

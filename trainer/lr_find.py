@@ -15,9 +15,7 @@ from absl import flags
 
 from trainer import command_line, config as config_lib, presets
 
-_PRESET = flags.DEFINE_enum(
-    "preset", "compact", presets.PRESETS, "Settings that belong together, as of the training."
-)
+_PRESET = presets.define_flag("Settings that belong together, as of the training.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps to train, one at each rate.", lower_bound=30)
 _LOWEST = flags.DEFINE_float("lowest", 1e-6, "Rate of the first step.", lower_bound=1e-12)
 _HIGHEST = flags.DEFINE_float("highest", 1.0, "Rate of the last step.", lower_bound=1e-12)
@@ -38,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from trainer.reports import curves
     from trainer.run import directory
 
-    config = config_lib.from_flags(preset=presets.PRESETS[_PRESET.value])
+    config = presets.config_from_flags(_PRESET)
     rates = np.geomspace(_LOWEST.value, _HIGHEST.value, _STEPS.value)
     sweep = lr_sweep.sweep(config, rates.tolist())
     picture = curves.draw_lr_sweep(*sweep, sweep.proposed)

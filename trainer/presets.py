@@ -5,6 +5,8 @@ README's table of models has the scores, the time and the size of each.
 
 from typing import Any
 
+from absl import flags
+
 from trainer import config
 
 # The tutorial's CNN, trained as the tutorial does: the defaults of `Config`.
@@ -63,3 +65,17 @@ PRESETS = {
     "pretrained_head": _PRETRAINED_HEAD,
     "pretrained": _PRETRAINED,
 }
+
+
+def define_flag(meaning: str) -> flags.FlagHolder[str]:
+    """Defines --preset of a command, which says what the preset is for there."""
+    return flags.DEFINE_enum("preset", "compact", PRESETS, meaning)
+
+
+def config_from_flags(preset: flags.FlagHolder[str]) -> config.Config:
+    """Returns the settings of a preset and of the flags that are given.
+
+    Raises:
+        config.UsageError: a setting cannot be used.
+    """
+    return config.from_flags(preset=PRESETS[preset.value])

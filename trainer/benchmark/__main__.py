@@ -86,6 +86,7 @@ def compare_checkouts(there: pathlib.Path) -> None:
         config.UsageError: one of them cannot be measured.
     """
     from trainer.benchmark import checkouts
+    from trainer.run import directory
 
     own = (_CHECKOUT.name, _JSON.name)
     given = [
@@ -96,8 +97,8 @@ def compare_checkouts(there: pathlib.Path) -> None:
     table = checkouts.compare(there, given, _TURNS)
     print(table.to_string(float_format="{:.2f}".format))
     if _JSON.value:
-        content = json.dumps(table.to_dict("index"), indent=2)
-        pathlib.Path(_JSON.value).write_text(content + "\n")
+        content = json.dumps(table.to_dict("index"), indent=2) + "\n"
+        directory.write_atomically(pathlib.Path(_JSON.value), content)
 
 
 def measure(config: config_lib.Config) -> None:

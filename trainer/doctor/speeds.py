@@ -76,21 +76,23 @@ def check_step(
         findings.PASSED,
         ", ".join(f"{name} {speed:.0f} img/s" for name, speed in speeds.items())
         + f"; {config.model}, batches of {config.batch_size}",
-        recommend(speeds, precision),
+        recommend(speeds, precision, len(tf.config.list_physical_devices("GPU"))),
     )
 
 
-def recommend(speeds: dict[str, float], precision: str) -> tuple[str, ...]:
+def recommend(speeds: dict[str, float], precision: str, num_gpus: int) -> tuple[str, ...]:
     """Returns the flags that speeds of the step speak for.
 
     Args:
         speeds: images a second, of `precision`, of float32 and of XLA in `precision`.
         precision: that is chosen on this machine.
+        num_gpus: of this machine, each of which will have a replica.
     """
     if speeds["float32"] > _WORTH_A_FLAG * speeds[precision]:
         return ("--precision=float32",)
     if speeds["XLA"] > _WORTH_A_FLAG * speeds[precision]:
-        return ("--jit_compile",)
+        # What XLA compiles cannot share statistics between replicas.
+        return ("--jit_compile", "--batch_norm=local") if num_gpus > 1 else ("--jit_compile",)
     return ()
 
 

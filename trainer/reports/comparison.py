@@ -53,11 +53,12 @@ def read_run(path: str | os.PathLike, split: str) -> Run:
         )
     best = of_split[of_split["step"] == directory.best_step()]
     speeds = records.loc[records["split"] == config.train_split, "images_per_second"]
-    configs, before = [config], _minutes_of_head(directory)
+    configs, before = [config], directory.seconds_of_head() / 60
     while (begun_with := configs[-1].init_from) and pathlib.Path(begun_with).is_dir():
         earlier = directory_lib.RunDirectory(begun_with)
         configs.append(earlier.read_config()[0])
-        before += earlier.read_metrics()["seconds"].iloc[-1] / 60 + _minutes_of_head(earlier)
+        seconds = earlier.read_metrics()["seconds"].iloc[-1] + earlier.seconds_of_head()
+        before += seconds / 60
     curve = of_split[["seconds", "macro_ap"]].to_numpy() * [1 / 60, 1] + [before, 0]
     return Run(
         configs,
@@ -67,11 +68,6 @@ def read_run(path: str | os.PathLike, split: str) -> Run:
         before + records["seconds"].iloc[-1] / 60,
         speeds.median(),
     )
-
-
-def _minutes_of_head(directory: directory_lib.RunDirectory) -> float:
-    """Returns how long the head was trained first; 0 if none was."""
-    return directory.head.read_metrics()["seconds"].max() / 60 if directory.head.has_begun() else 0
 
 
 def group(runs: Iterable[Run]) -> list[list[Run]]:

@@ -93,6 +93,10 @@ class RunDirectory:
         """The run of the head that is trained first, if one is."""
         return RunDirectory(self.path / "head")
 
+    def seconds_of_head(self) -> float:
+        """Returns how long the head was trained first; 0 if none was."""
+        return self.head.read_metrics()["seconds"].max() if self.head.has_begun() else 0.0
+
     def has_begun(self) -> bool:
         """Returns whether a run has begun here; its head may have before."""
         return self._config.exists()

@@ -24,12 +24,9 @@ _ROWS_SHOWN = 10
 _HEADINGS = {"macro_ap": "macro AP", "micro_ap": "micro AP", "loss": "loss"}
 
 _SEARCH_DIR = flags.DEFINE_string("search_dir", None, "Where the search is kept.", required=True)
-_PRESET = flags.DEFINE_enum(
-    "preset",
-    "compact",
-    presets.PRESETS,
+_PRESET = presets.define_flag(
     "Settings that belong together, as of `python -m trainer`: those of the first trial, and what "
-    "is not varied in the others.",
+    "is not varied in the others."
 )
 _MINUTES = flags.DEFINE_float(
     "minutes",
@@ -70,7 +67,7 @@ def main(arguments: list[str]) -> None:
     from trainer.run import directory, stopping
     from trainer.search import trials as trials_lib, validation
 
-    config = config_lib.from_flags(preset=presets.PRESETS[_PRESET.value])
+    config = presets.config_from_flags(_PRESET)
     config = dataclasses.replace(config, validation_split=validation.choose_split(config))
     search = trials_lib.Search(config, _choose_space(config), _OBJECTIVE.value)
     search_dir = directory.local_path(_SEARCH_DIR.value, "--search_dir")

@@ -93,7 +93,7 @@ def _take_scores(
     scored = records.dropna(subset=[search.objective])
     trial.scores = list(zip(scored["epoch"].tolist(), scored[search.objective], strict=True))
     last = records.iloc[-1]
-    trial.minutes = last["seconds"] / 60
+    trial.minutes = (run.seconds_of_head() + last["seconds"]) / 60
     is_converged = config.patience and run.evaluations_since_best() >= config.patience
     return last["epoch"] == config.epochs or last["step"] == config.max_steps or is_converged
 
