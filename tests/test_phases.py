@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 
 from tests import conftest
@@ -12,7 +13,7 @@ from tests.test_resume import assert_same_run, finish, metrics, steps, wait_for
 from trainer import config
 from trainer.models import registry
 from trainer.reports import comparison
-from trainer.run import directory
+from trainer.run import checkpoints, directory
 
 FLAGS = (
     *("--preset=pretrained", "--pretrained_weights=none", "--image_size=32", "--second_size=24"),
@@ -59,6 +60,15 @@ def test_a_run_killed_between_the_phases_computes_no_features_again(data_dir, tm
     assert "all 48 steps are done" in before and "constant " not in before
     assert "constant " in after
     assert_same_run(tmp_path, whole)
+
+
+def test_the_second_phase_begins_with_the_head_of_the_first(whole):
+    """Each of its 32 steps of Adam moves a weight by about the rate of 1e-4, at most."""
+    trained, before = (checkpoints.restore_model(path)[0] for path in (whole, whole / "head"))
+    for now, then in zip(
+        trained.get_layer("head").weights, before.get_layer("head").weights, strict=True
+    ):
+        np.testing.assert_allclose(now, then, atol=32 * 2e-4)
 
 
 def test_pictures_and_comparisons_have_both_phases(whole):
