@@ -4,6 +4,7 @@ import contextlib
 import threading
 
 import pytest
+from tensorflow.python.framework import config as tensorflow_config
 
 from tests.test_resume import assert_same_run, metrics, state, steps
 from trainer import config, train
@@ -22,6 +23,13 @@ def go(data_dir, run_dir, **changes):
         **changes,
     }
     train.train_and_evaluate(config.Config(**settings), run_dir, report=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def determinism_ends_here():
+    """What a run turns on is the process's, and XLA refuses some gradients with it."""
+    yield
+    tensorflow_config.disable_op_determinism()
 
 
 @pytest.fixture(scope="module")
