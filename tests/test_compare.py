@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+from sklearn import metrics as sklearn_metrics
 
 from tests import conftest
 from trainer import config, presets
-from trainer.reports import comparison
+from trainer.reports import answers, comparison
 from trainer.run import directory
 
 CONSTANT = {"loss": 0.24, "label_accuracy": 0.9, "macro_ap": 0.1, "micro_ap": 0.3, "lrap": 0.5}
@@ -102,6 +103,29 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_and_the_best_is_first(
     assert rows[2]["minutes to train"] == "90.0"
     assert rows[3]["macro AP"] == "0.1000"
     assert rows[3]["LRAP"] == "0.5000"
+
+
+def test_the_interval_of_a_row_is_of_the_posters_that_all_its_seeds_answered_for(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 2)) < 0.3).astype(np.float32)
+    paths, macro_aps = [], []
+    for seed in range(2):
+        path = write_run(tmp_path / str(seed), [0.2, 0.3], seed=seed)
+        logits = rng.normal(size=labels.shape) + labels
+        macro_aps.append(sklearn_metrics.average_precision_score(labels, logits))
+        given = answers.Answers(labels, logits)
+        facts = {"split": "test", "step": 14, "tta": "none"}
+        answers.write(directory.RunDirectory(path), given, list("ab"), **facts)
+        paths.append(path)
+    without = write_run(tmp_path / "without", [0.1], image_size=64)
+    seeds, alone, constant = table_of(*paths, without)
+    low, high = map(float, seeds["95% of posters"].split(" to "))
+    assert low < np.mean(macro_aps) < high
+    assert 0.02 < high - low < 0.2
+    assert alone["95% of posters"] == constant["95% of posters"] == ""
+    assert "95% of posters" not in table_of(without)[0]
+    answers.write(directory.RunDirectory(paths[1]), given._replace(labels=1 - labels), [], **facts)
+    assert table_of(*paths, without)[0]["95% of posters"] == ""
 
 
 def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_path):

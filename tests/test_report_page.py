@@ -14,7 +14,7 @@ from poster_tfds import splits, synthetic
 from tests import conftest
 from trainer import config
 from trainer.data import preprocessing
-from trainer.reports import analysis, evaluated
+from trainer.reports import analysis, evaluated, thresholds
 from trainer.run import checkpoints
 
 NUM_POSTERS = 80
@@ -108,6 +108,42 @@ def test_scores_stand_with_and_without_the_posters_that_were_trained_on(report, 
     assert (num_all, num_unseen) == (len(labels), len(labels) - 2)
     assert of_all == pytest.approx(scores(labels, probabilities), abs=2e-4)
     assert of_unseen == pytest.approx(scores(labels[~leaked], probabilities[~leaked]), abs=2e-4)
+
+
+def test_scores_have_intervals_and_those_at_thresholds_are_of_other_posters(report, answers):
+    """Without a validation split, thresholds for a fifth are chosen on the other four."""
+    run_dir, printed, _, _ = report
+    poster_ids, labels, probabilities, _ = answers
+    assert "for each fifth of test on the other four, since there is no validation split" in (
+        " ".join(printed.split())
+    )
+    loss, _, macro_ap, micro_ap, _ = scores(labels, probabilities)
+    occurring = labels.any(axis=0)
+    for name, expected in (
+        ("loss", loss),
+        ("macro AP", macro_ap),
+        ("micro AP", micro_ap),
+        (
+            "ROC-AUC",
+            sklearn_metrics.roc_auc_score(labels[:, occurring], probabilities[:, occurring]),
+        ),
+    ):
+        *_, (score, low, high, constant) = cells(printed, name)
+        assert score == pytest.approx(expected, abs=2e-4)
+        assert low < score < high
+        assert constant != score
+    with np.load(run_dir / "answers.npz") as saved:  # In the order of the records.
+        order = [poster_ids.index(poster_id) for poster_id in saved["poster_ids"]]
+        labels, logits = labels[order], saved["logits"]
+        np.testing.assert_array_equal(saved["labels"], labels)
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), probabilities[order], atol=1e-4)
+    taken, folds = np.empty(labels.shape, bool), np.arange(len(labels)) % 5
+    for fold in range(5):
+        chosen = thresholds.choose_thresholds(labels[folds != fold], logits[folds != fold])
+        taken[folds == fold] = logits[folds == fold] >= chosen
+    *_, (micro_f1, _, _, _) = cells(printed, "micro F1")
+    expected = sklearn_metrics.f1_score(labels, taken, average="micro")
+    assert micro_f1 == pytest.approx(expected, abs=1e-4)
 
 
 def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answers):

@@ -6,7 +6,9 @@ Runs that differ in their seed alone are one row: mean ± sample standard deviat
 over the seeds. A run's scores on --split are those of its best checkpoint by macro AP on the
 validation split, where it has one, else those of its last epoch. Minutes are those of the
 whole run, evaluation included; the time of the run that it began with (--init_from) is
-counted too, if its directory is there. The last row is the constant predictor's.
+counted too, if its directory is there. Of runs that have a report of the split, the mean
+macro AP has its 95% interval over resamples of the posters. The last row is the constant
+predictor's.
 """
 
 import pathlib

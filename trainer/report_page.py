@@ -3,8 +3,9 @@
     python -m trainer.report_page --run_dir=runs/imdb
 
 The run's best model, in float32, goes once through a split of its dataset. The page has the
-scores with and without the posters that were trained on too, each genre's average precision,
-and the posters that the model is most wrong about; the tables are printed as well.
+scores with and without the posters that were trained on too, how sure they are, each genre's
+average precision, and the posters that the model is most wrong about; the tables are printed
+as well. The answers are left beside it, in `answers.npz`.
 """
 
 from absl import flags

@@ -12,6 +12,7 @@ import pandas as pd
 
 from poster_tfds.pages import rendering
 from trainer import config as config_lib, presets
+from trainer.reports import answers as answers_lib, intervals, scores as scores_lib
 from trainer.run import directory as directory_lib
 
 _SCORES = {
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     curve: np.ndarray  # float64 [E, 2], minutes and macro AP of each evaluated epoch.
     minutes: float  # With those of the runs that it began with.
     images_per_second: float  # In training, the median over the epochs; NaN if not known.
+    answers: answers_lib.Answers | None  # Those that the scores are of, if a report kept them.
 
 
 def read_run(path: str | os.PathLike, split: str) -> Run:
@@ -60,13 +62,15 @@ def read_run(path: str | os.PathLike, split: str) -> Run:
         seconds = earlier.read_metrics()["seconds"].iloc[-1] + earlier.seconds_of_head()
         before += seconds / 60
     curve = of_split[["seconds", "macro_ap"]].to_numpy() * [1 / 60, 1] + [before, 0]
+    score = (of_split if best.empty else best).iloc[-1]
     return Run(
         configs,
         facts["parameters"],
-        (of_split if best.empty else best).iloc[-1],
+        score,
         curve,
         before + records["seconds"].iloc[-1] / 60,
         speeds.median(),
+        answers_lib.read(directory, split=split, step=score["step"], tta=config_lib.NO_TTA),
     )
 
 
@@ -123,6 +127,9 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
             f"{mean:{form}}" if np.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"
             for mean, deviation in _mean_and_deviation(of_groups[name])
         ]
+    if any(run.answers for members in groups for run in members):
+        after = table.columns.get_loc("macro_ap") + 1
+        table.insert(after, "95% of posters", [_format_interval(members) for members in groups])
     constant = groups[0][0].score
     table.loc["constant predictor"] = ""
     table.loc["constant predictor", list(_SCORES)] = [
@@ -130,6 +137,22 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     ]
     headings = {**_SCORES, "minutes": "minutes to train", "speed": "img/s in training"}
     return table.rename(columns=headings)
+
+
+def _format_interval(members: Sequence[Run]) -> str:
+    """Returns how far the mean macro AP of runs may be from that on other posters of the kind."""
+    if not all(run.answers for run in members):
+        return ""
+    labels = members[0].answers.labels
+    if any(not np.array_equal(run.answers.labels, labels) for run in members):
+        return ""  # Of a dataset that was built anew in between.
+
+    def mean_macro_ap(rows):
+        scores = [scores_lib.macro_ap(labels[rows], run.answers.logits[rows]) for run in members]
+        return [np.mean(scores)]
+
+    low, high = intervals.bootstrap(mean_macro_ap, len(labels))[:, 0]
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _mean_and_deviation(of_groups) -> np.ndarray:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from poster_tfds import source
 from trainer import config as config_lib, steps
 from trainer.data import pipeline, run_data, splits, test_time
+from trainer.reports import answers as answers_lib
 from trainer.run import checkpoints, directory
 
 
@@ -23,10 +24,27 @@ class Evaluated(NamedTuple):
     tta: str  # Variants of each poster that the answers are of, of `config.TTA`.
     split: splits.Split
     train_counts: np.ndarray  # int [G], posters of each genre in the train split.
-    labels: np.ndarray  # float32 [N, G], multi-hot.
-    logits: np.ndarray  # float32 [N, G].
+    answers: answers_lib.Answers
     poster_ids: list[str]  # [N]
     leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
+    validation: (
+        answers_lib.Answers | None
+    )  # For the validation split, unless it is what is evaluated.
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Those of the answers."""
+        return self.answers.labels
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Those of the answers."""
+        return self.answers.logits
+
+    @property
+    def base_rates(self) -> np.ndarray:
+        """Each genre's share of the posters that were trained on, float64 [G]."""
+        return self.train_counts / self.facts["num_train"]
 
     @property
     def step(self) -> int:
@@ -73,19 +91,25 @@ def evaluate_run(
     run.check_same_data(train.genres, train.num_examples)
     model, facts = checkpoints.restore_model(run_dir)
     train_digests, train_counts = _read_train(train)
-    spec = run_data.make_spec(config, evaluated)
     with evaluated.damage_named():
         poster_ids, leaked = _read_ids(evaluated, train_digests)
-        # Its order is that of `Split.read`.
-        predicted = steps.predict(
-            steps.make_eval_step(test_time.averaged(model, tta), tf.distribute.get_strategy()),
-            iter(pipeline.eval_batches(spec)),
-            spec.batching.steps_per_epoch,
-            f"report on {split}",
-            should_stop,
-        )
-    if predicted is None:
-        return None
+    # The order of answers is that of `Split.read`.
+    eval_step = steps.make_eval_step(test_time.averaged(model, tta), tf.distribute.get_strategy())
+    answers = []
+    for each in dict.fromkeys([split, facts["validation_split"] or split]):
+        asked = splits.Split(train.builder, each)
+        spec = run_data.make_spec(config, asked)
+        with asked.damage_named():
+            predicted = steps.predict(
+                eval_step,
+                iter(pipeline.eval_batches(spec)),
+                spec.batching.steps_per_epoch,
+                f"report on {each}",
+                should_stop,
+            )
+        if predicted is None:
+            return None
+        answers.append(answers_lib.Answers(predicted.labels, predicted.outputs))
     return Evaluated(
         run,
         config,
@@ -93,10 +117,10 @@ def evaluate_run(
         tta,
         evaluated,
         train_counts,
-        predicted.labels,
-        predicted.outputs,
+        answers[0],
         poster_ids,
         leaked,
+        answers[1] if len(answers) > 1 else None,
     )
 
 

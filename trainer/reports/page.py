@@ -12,7 +12,15 @@ import pandas as pd
 
 from poster_tfds.pages import rendering
 from trainer import config as config_lib
-from trainer.reports import analysis, curves, evaluated as evaluated_lib, scores as scores_lib
+from trainer.reports import (
+    analysis,
+    answers,
+    curves,
+    evaluated as evaluated_lib,
+    intervals,
+    scores as scores_lib,
+    thresholds,
+)
 from trainer.run import directory
 
 _WIDTH = 100  # Columns of a terminal.
@@ -41,11 +49,19 @@ def write_report(
 
 
 def write(evaluated: evaluated_lib.Evaluated) -> pathlib.Path:
-    """Writes the report into the run directory and returns its path.
+    """Writes the report, and the answers it is of, into the run directory; returns its path.
 
     Raises:
-        config.UsageError: it cannot be written; what was there before still is.
+        config.UsageError: one cannot be written; what was there before still is.
     """
+    answers.write(
+        evaluated.run,
+        evaluated.answers,
+        evaluated.poster_ids,
+        split=evaluated.split.name,
+        step=evaluated.step,
+        tta=evaluated.tta,
+    )
     directory.write_atomically(evaluated.run.report, render(evaluated))
     return evaluated.run.report
 
@@ -103,7 +119,11 @@ def _facts(evaluated: evaluated_lib.Evaluated) -> dict[str, str]:
 
 
 def _sections(evaluated: evaluated_lib.Evaluated) -> list[Section]:
-    return [_describe_scores(evaluated), _describe_genres(evaluated)]
+    return [
+        _describe_scores(evaluated),
+        _describe_intervals(evaluated),
+        _describe_genres(evaluated),
+    ]
 
 
 def _describe_scores(evaluated: evaluated_lib.Evaluated) -> Section:
@@ -111,7 +131,7 @@ def _describe_scores(evaluated: evaluated_lib.Evaluated) -> Section:
         evaluated.labels,
         evaluated.logits,
         evaluated.leaked,
-        evaluated.train_counts / evaluated.facts["num_train"],
+        evaluated.base_rates,
     )
     num_leaked = int(evaluated.leaked.sum())
     train, split = evaluated.config.train_split, evaluated.split.name
@@ -144,6 +164,29 @@ def _describe_scores(evaluated: evaluated_lib.Evaluated) -> Section:
     }
     frame = pd.DataFrame.from_dict(table, "index").astype({"posters": int})
     return Section("Scores", paragraphs, frame.rename(columns=scores_lib.HEADINGS))
+
+
+def _describe_intervals(evaluated: evaluated_lib.Evaluated) -> Section:
+    split, chosen_on = evaluated.split.name, evaluated.facts["validation_split"]
+    if evaluated.validation:
+        chosen = f"on {chosen_on}"
+    else:
+        chosen = f"for each fifth of {split} on the other four"
+        if not chosen_on:
+            chosen += ", since there is no validation split"
+    scores = analysis.score_with_intervals(
+        evaluated.answers, evaluated.base_rates, evaluated.validation
+    )
+    paragraphs = [
+        f"Of {intervals.NUM_RESAMPLES} resamples of the posters, {intervals.LEVEL:.0%} score "
+        "between the two ends: so much may a score change with other posters of the same kind.",
+        "F1 and subset accuracy need thresholds. Each genre has the one with its best F1, chosen "
+        f"{chosen}; genres of fewer than {thresholds.MIN_TO_CHOOSE} posters there share one. The "
+        "constant predictor's are chosen alike.",
+    ]
+    scores.index = scores.index.map(scores_lib.HEADINGS | scores_lib.MORE_HEADINGS)
+    headings = ["score", "lower end", "upper end", "constant's"]
+    return Section("How sure they are", paragraphs, scores.set_axis(headings, axis="columns"))
 
 
 def _score_genres(evaluated: evaluated_lib.Evaluated) -> pd.DataFrame:

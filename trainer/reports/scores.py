@@ -17,6 +17,17 @@ HEADINGS = {
     "lrap": "LRAP",
 }
 METRICS = tuple(HEADINGS)
+# Those that others publish, and that need thresholds: in the report alone.
+MORE_HEADINGS = {
+    "roc_auc": "ROC-AUC",
+    "r_precision": "R-precision",
+    "calibration_error": "calibration error",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "sample_f1": "sample F1",
+    "subset_accuracy": "subset accuracy",
+}
+_CALIBRATION_BINS = 15
 _EPSILON = 1e-7
 _BLOCK = 1 << 12  # Posters at a time: what is made of them stays in the processor's caches.
 
@@ -42,15 +53,26 @@ def compute_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     labels, logits = np.asarray(labels) > 0.5, np.asarray(logits)
     if not np.isfinite(logits).all():
         raise ValueError("The model's answers are not finite.")
-    occurring = np.flatnonzero(labels.any(axis=0))
-    of_genres = [average_precision(labels[:, g], logits[:, g]) for g in occurring]
     return {
         "loss": float(np.mean(poster_losses(labels, logits))),
         "label_accuracy": float(np.mean((logits > 0) == labels)),
-        "macro_ap": float(np.mean(of_genres)) if of_genres else math.nan,
+        "macro_ap": macro_ap(labels, logits),
         "micro_ap": average_precision(labels, logits),
         "lrap": float(np.mean(_ranking_precisions(labels, logits))),
     }
+
+
+def macro_ap(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Returns average precision, the mean over the genres that occur; NaN if none does.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+    """
+    labels = np.asarray(labels) > 0.5
+    occurring = np.flatnonzero(labels.any(axis=0))
+    of_genres = [average_precision(labels[:, g], logits[:, g]) for g in occurring]
+    return float(np.mean(of_genres)) if of_genres else math.nan
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -74,6 +96,75 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
     true_positives = len(positives) - np.searchsorted(positives, positives)
     false_positives = len(negatives) - np.searchsorted(negatives, positives)
     return float(np.mean(true_positives / (true_positives + false_positives)))
+
+
+def compute_more_metrics(
+    labels: np.ndarray, logits: np.ndarray, thresholds: np.ndarray
+) -> dict[str, float]:
+    """Scores what the epochs of a run are not scored by.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        thresholds: float [G] or [N, G], the logits from which a poster is taken to have a genre.
+
+    Returns:
+        roc_auc: area under the curve of true against false positives, the mean over the genres
+            that some posters have and some have not.
+        r_precision: of as many genres as a poster has, those with the highest scores, the share
+            that are its own; the mean over the posters that have any.
+        calibration_error: how far probabilities are from shares, the mean over 15 equal bins
+            weighed by what is in them (ECE of https://arxiv.org/abs/1706.04599).
+        macro_f1: F1 at the thresholds, the mean over the genres that occur.
+        micro_f1: F1 over all (poster, genre) pairs.
+        sample_f1: F1 of each poster's genres, the mean; no genre seen where there is none is 1.
+        subset_accuracy: share of the posters of which every label is right.
+        Where nothing can be counted, a score is NaN.
+    """
+    labels, logits = np.asarray(labels) > 0.5, np.asarray(logits)
+    predicted = logits >= thresholds
+    occurring = labels.any(axis=0)
+    is_mixed = np.flatnonzero(occurring & ~labels.all(axis=0))
+    areas = [_roc_auc(labels[:, g], logits[:, g]) for g in is_mixed]
+    of_genres = _f1(labels, predicted, axis=0)[occurring]
+    return {
+        "roc_auc": float(np.mean(areas)) if areas else math.nan,
+        "r_precision": _r_precision(labels, logits),
+        "calibration_error": _calibration_error(labels, logits),
+        "macro_f1": float(np.mean(of_genres)) if occurring.any() else math.nan,
+        "micro_f1": float(_f1(labels, predicted, axis=None)),
+        "sample_f1": float(np.mean(_f1(labels, predicted, axis=1))),
+        "subset_accuracy": float(np.mean((predicted == labels).all(axis=1))),
+    }
+
+
+def _roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Returns the share of pairs of a positive and a negative in order; half, where alike."""
+    positives, negatives = scores[labels], np.sort(scores[~labels])
+    below = np.searchsorted(negatives, positives) + np.searchsorted(negatives, positives, "right")
+    return float(np.mean(below) / (2 * len(negatives)))
+
+
+def _r_precision(labels: np.ndarray, logits: np.ndarray) -> float:
+    counts = labels.sum(axis=1)
+    if not counts.any():
+        return math.nan
+    best_first = np.take_along_axis(labels, np.argsort(-logits, axis=1, kind="stable"), axis=1)
+    num_right = (best_first & (np.arange(labels.shape[1]) < counts[:, None])).sum(axis=1)
+    return float(np.mean(num_right[counts > 0] / counts[counts > 0]))
+
+
+def _calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
+    probabilities = 1 / (1 + np.exp(-np.clip(np.float64(logits.ravel()), -500, 500)))
+    bins = np.minimum((probabilities * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    differences = np.bincount(bins, probabilities - labels.ravel(), _CALIBRATION_BINS)
+    return float(np.abs(differences).sum() / labels.size)
+
+
+def _f1(labels: np.ndarray, predicted: np.ndarray, axis: int | None) -> np.ndarray:
+    """Returns F1 along an axis, or of all; where there is nothing to find or found, it is 1."""
+    either = labels.sum(axis=axis) + predicted.sum(axis=axis)
+    return np.where(either, 2 * (labels & predicted).sum(axis=axis) / np.maximum(either, 1), 1.0)
 
 
 def poster_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -129,8 +220,7 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
     """
     labels = np.asarray(labels) > 0.5
     shares = labels.mean(axis=0)
-    rates = np.clip(base_rates, _EPSILON, 1 - _EPSILON)
-    logits = np.broadcast_to(np.log(rates / (1 - rates)), labels.shape)
+    logits = constant_logits(base_rates, len(labels))
     return {
         "loss": constant_loss(base_rates, shares),
         "label_accuracy": float(1 - np.mean(shares)),
@@ -139,6 +229,12 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
         "micro_ap": average_precision(labels, logits),
         "lrap": math.fsum(_ranking_precisions(labels, logits)) / len(labels),
     }
+
+
+def constant_logits(base_rates: np.ndarray, num_posters: int) -> np.ndarray:
+    """Returns what the constant predictor answers for some posters, float64 [N, G]."""
+    rates = np.clip(base_rates, _EPSILON, 1 - _EPSILON)
+    return np.broadcast_to(np.log(rates / (1 - rates)), (num_posters, len(rates)))
 
 
 def constant_loss(base_rates: np.ndarray, shares: np.ndarray) -> float:
