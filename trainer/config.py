@@ -51,6 +51,7 @@ class Config:
     test_split: str = _data("test", "Split to evaluate on; empty: none.")
     evaluate_every: int = _data(1, "Epochs from one evaluation to the next; the last is always evaluated.", minimum=1)
     cache: str = _data("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
+    features_dir: str = _data("", "Folder to keep the features of a frozen backbone in, with which other heads on it start at once; empty: they are computed for each run.")
     shuffle_buffer: int = _data(4096, "Examples to draw from when shuffling; they are in memory, with --cache=disk decoded.", minimum=1)
     data_service: str = _data("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from trainer import config as config_lib, runtime, steps
-from trainer.data import caching, features as features_lib, pipeline, splits
+from trainer.data import caching, feature_files, features as features_lib, pipeline, splits
 from trainer.run import directory
 
 _Batches = Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -192,23 +192,22 @@ def _feature_inputs(
 
     Returns:
         The batches, or None if it was given up.
+
+    Raises:
+        config.UsageError: `--features_dir` cannot be used.
     """
+    if config.features_dir and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise config_lib.UsageError(
+            f"--features_dir={config.features_dir} is for one process: leave it out with several "
+            "workers."
+        )
     features = {}
     for split in {split.name: split for split in (data.train, *data.evaluated)}.values():
         mirrored = split == data.train and "flip" in config.augmentations
-        spec = make_spec(config, split)
-        posters = functools.partial(pipeline.eval_batches, spec)
-        with split.damage_named():
-            predicted = steps.predict(
-                steps.make_eval_step(features_lib.variants(backbone, mirrored), strategy),
-                iter(strategy.distribute_datasets_from_function(posters)),
-                spec.batching.steps_per_epoch,
-                f"features of {split}",
-                should_stop,
-            )
-        if predicted is None:
+        of_split = _features(config, split, backbone, mirrored, strategy, should_stop)
+        if of_split is None:
             return None
-        features[split.name] = features_lib.Features(predicted.outputs, predicted.labels)
+        features[split.name] = of_split
     train = make_train_spec(config, data.train, start_step=start_step)
     return Inputs(
         functools.partial(features_lib.train_batches, features[data.train.name], train.batching),
@@ -221,3 +220,35 @@ def _feature_inputs(
             for split in data.evaluated
         },
     )
+
+
+def _features(
+    config: config_lib.Config,
+    split: splits.Split,
+    backbone: keras.Model,
+    mirrored: bool,
+    strategy: tf.distribute.Strategy,
+    should_stop: Callable[[], bool],
+) -> features_lib.Features | None:
+    """Returns the features of a split, read or computed, or None if it was given up."""
+    if config.features_dir:
+        about = feature_files.describe(config, split, backbone, mirrored)
+        if kept := feature_files.read(config.features_dir, about):
+            print(f"features of {split}: those in {config.features_dir}", flush=True)
+            return kept
+    spec = make_spec(config, split)
+    posters = functools.partial(pipeline.eval_batches, spec)
+    with split.damage_named():
+        predicted = steps.predict(
+            steps.make_eval_step(features_lib.variants(backbone, mirrored), strategy),
+            iter(strategy.distribute_datasets_from_function(posters)),
+            spec.batching.steps_per_epoch,
+            f"features of {split}",
+            should_stop,
+        )
+    if predicted is None:
+        return None
+    features = features_lib.Features(predicted.outputs, predicted.labels)
+    if config.features_dir:
+        feature_files.write(config.features_dir, about, features)
+    return features

@@ -26,6 +26,7 @@ _MAY_CHANGE = {
     "patience",
     "evaluate_every",
     "cache",
+    "features_dir",
     "strategy",
     "tpu",
     "worker_timeout",
