@@ -14,7 +14,8 @@ from poster_tfds import splits, synthetic
 from tests import conftest
 from trainer import config
 from trainer.data import preprocessing
-from trainer.reports import analysis, evaluated, thresholds
+from trainer.decisions import decision
+from trainer.reports import analysis, evaluated, page
 from trainer.run import checkpoints
 
 NUM_POSTERS = 80
@@ -114,9 +115,12 @@ def test_scores_have_intervals_and_those_at_thresholds_are_of_other_posters(repo
     """Without a validation split, thresholds for a fifth are chosen on the other four."""
     run_dir, printed, _, _ = report
     poster_ids, labels, probabilities, _ = answers
-    assert "for each fifth of test on the other four, since there is no validation split" in (
-        " ".join(printed.split())
+    words = " ".join(printed.split())
+    assert (
+        "the threshold with its best F1, chosen for each fifth of test on the other four" in words
     )
+    assert "There is no validation split to choose them on." in words
+    assert not (run_dir / "thresholds.json").exists()
     loss, _, macro_ap, micro_ap, _ = scores(labels, probabilities)
     occurring = labels.any(axis=0)
     for name, expected in (
@@ -137,13 +141,42 @@ def test_scores_have_intervals_and_those_at_thresholds_are_of_other_posters(repo
         labels, logits = labels[order], saved["logits"]
         np.testing.assert_array_equal(saved["labels"], labels)
         np.testing.assert_allclose(1 / (1 + np.exp(-logits)), probabilities[order], atol=1e-4)
-    taken, folds = np.empty(labels.shape, bool), np.arange(len(labels)) % 5
-    for fold in range(5):
-        chosen = thresholds.choose_thresholds(labels[folds != fold], logits[folds != fold])
-        taken[folds == fold] = logits[folds == fold] >= chosen
+    _, taken = decision.cross_fit(labels, logits)
     *_, (micro_f1, _, _, _) = cells(printed, "micro F1")
     expected = sklearn_metrics.f1_score(labels, taken, average="micro")
     assert micro_f1 == pytest.approx(expected, abs=1e-4)
+
+
+def test_thresholds_are_chosen_on_the_validation_split_and_another_run_can_take_them(report):
+    run_dir, _, _, _ = report
+    data_dir, half, other = run_dir.parent / "data", "train[:50%]", run_dir.parent / "other"
+    shutil.copytree(run_dir, other)
+    facts = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**facts, "validation_split": half}))
+    without = evaluated.evaluate_run(run_dir, "test", data_dir)
+    assert without.decision is None
+    with pytest.raises(config.UsageError, match="no thresholds for --tta=none are there"):
+        evaluated.with_thresholds_of(without, other)
+    page.write(evaluated.evaluate_run(other, "test", data_dir, target_precision=0.6))
+    kept = decision.read(other / "thresholds.json", step=without.step, tta="none")
+    answered = evaluated.evaluate_run(other, half, data_dir)
+    assert answered.decision is None  # Not for the posters that it would be chosen on.
+    chosen = decision.choose(synthetic.GENRES, *answered.answers, 0.6, half)
+    assert kept.how == chosen.how
+    np.testing.assert_allclose(kept.calibrate(without.logits), chosen.calibrate(without.logits))
+    taken = evaluated.with_thresholds_of(without, other)
+    np.testing.assert_array_equal(
+        taken.decision.predict(without.logits), kept.predict(without.logits)
+    )
+    assert taken.decision.how == f"Those of other, trained on train. {kept.how}"
+    with pytest.raises(
+        config.UsageError, match=r"chosen on train\[:50%\], which has posters of train"
+    ):
+        evaluated.with_thresholds_of(evaluated.evaluate_run(run_dir, "train", data_dir), other)
+    facts["config"]["image_size"] = 64
+    (other / "config.json").write_text(json.dumps({**facts, "validation_split": half}))
+    with pytest.raises(config.UsageError, match="its --image_size is 64, here it is 48"):
+        evaluated.with_thresholds_of(without, other)
 
 
 def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answers):
@@ -160,14 +193,14 @@ def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answe
 
 
 def test_the_page_is_one_file_and_begins_with_the_worst_poster(report, answers):
-    _, _, page, _ = report
+    _, _, text, _ = report
     poster_ids, labels, probabilities, leaked = answers
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'(src|href)="(?!data:)', text)
     losses = [
         sklearn_metrics.log_loss(of_poster, p)
         for of_poster, p in zip(labels, probabilities, strict=True)
     ]
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)
     by_loss = np.argsort(losses)[::-1]
     assert [caption.split(",")[0] for caption in captions[: len(labels)]] == [
         poster_ids[i] for i in by_loss

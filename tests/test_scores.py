@@ -52,29 +52,31 @@ def test_further_metrics_agree_with_scikit_learn(case):
     labels = np.float64(labels)
     labels[7] = 0  # Nothing to find, and nothing found.
     logits[7] = -9
-    thresholds = np.array([0.4, 0.5, 1.0, 1.5, 0.0, 0.5])
-    is_taken = logits >= thresholds
-    probabilities = 1 / (1 + np.exp(-logits))
+    is_taken = logits >= np.array([0.4, 0.5, 1.0, 1.5, 0.0, 0.5])
+    probabilities, calibrated = (1 / (1 + np.exp(-z)) for z in (logits, logits / 2 - 1))
     counts = labels.sum(axis=1).astype(int)
     right = [
         row[np.argsort(-of_row, kind="stable")[:count]].mean()
         for row, of_row, count in zip(labels, logits, counts, strict=True)
         if count
     ]
-    wanted = labels.ravel()
-    binned = np.minimum(np.floor(probabilities.ravel() * 15), 14)
-    error = sum(
-        (binned == i).mean()
-        * abs(probabilities.ravel()[binned == i].mean() - wanted[binned == i].mean())
-        for i in np.unique(binned)
-    )
+
+    def error(probabilities):
+        wanted, found = labels.ravel(), probabilities.ravel()
+        binned = np.minimum(np.floor(found * 15), 14)
+        return sum(
+            (binned == i).mean() * abs(found[binned == i].mean() - wanted[binned == i].mean())
+            for i in np.unique(binned)
+        )
+
     occurring = slice(0, 5)
     f1 = sklearn_metrics.f1_score
-    assert scores.compute_more_metrics(labels, logits, thresholds) == pytest.approx(
+    assert scores.compute_more_metrics(labels, logits, calibrated, is_taken) == pytest.approx(
         {
             "roc_auc": sklearn_metrics.roc_auc_score(labels[:, occurring], logits[:, occurring]),
             "r_precision": np.mean(right),
-            "calibration_error": error,
+            "calibration_error": error(probabilities),
+            "calibrated_error": error(calibrated),
             "macro_f1": f1(labels[:, occurring], is_taken[:, occurring], average="macro"),
             "micro_f1": f1(labels, is_taken, average="micro"),
             "sample_f1": f1(labels, is_taken, average="samples", zero_division=1),
@@ -101,7 +103,8 @@ def test_without_any_genre_average_precision_is_not_a_number():
     metrics = scores.compute_metrics(np.zeros((3, 2)), np.zeros((3, 2)))
     assert np.isnan(metrics["macro_ap"])
     assert np.isnan(metrics["micro_ap"])
-    more = scores.compute_more_metrics(np.zeros((3, 2)), np.zeros((3, 2)), np.ones(2))
+    nothing = np.zeros((3, 2))
+    more = scores.compute_more_metrics(nothing, nothing, nothing, nothing > 0)
     assert np.isnan([more["roc_auc"], more["r_precision"], more["macro_f1"]]).all()
     assert more["sample_f1"] == more["subset_accuracy"] == 1
 

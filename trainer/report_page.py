@@ -20,6 +20,18 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Where the dataset is built; empty: where the run has read it."
 )
 _TTA = config_lib.define_tta_flag()
+_TARGET_PRECISION = flags.DEFINE_float(
+    "target_precision",
+    0,
+    "Choose each genre's threshold for this precision, 0 to 1, instead of the best F1.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_THRESHOLDS_FROM = flags.DEFINE_string(
+    "thresholds_from",
+    "",
+    "Take the thresholds of this run, which has a validation split; for a run that has none.",
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +40,11 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from trainer.reports import evaluated, page
 
-    answers = evaluated.evaluate_run(_RUN_DIR.value, _SPLIT.value, _DATA_DIR.value, _TTA.value)
+    answers = evaluated.evaluate_run(
+        _RUN_DIR.value, _SPLIT.value, _DATA_DIR.value, _TTA.value, _TARGET_PRECISION.value
+    )
+    if _THRESHOLDS_FROM.value:
+        answers = evaluated.with_thresholds_of(answers, _THRESHOLDS_FROM.value)
     path = page.write(answers)
     print(f"{page.describe(answers)}\n\nWrote {path}")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trainer.reports import answers as answers_lib, intervals, scores as scores_lib, thresholds
+from trainer.reports import answers as answers_lib, intervals, scores as scores_lib
 
 MIN_TO_LEARN = 50  # Posters of a genre in the train split.
 # Average precision is a mean over a genre's posters: with fewer, one of them counts for
@@ -91,49 +91,43 @@ def score_with_and_without(
 
 def score_with_intervals(
     answers: answers_lib.Answers,
+    decided: tuple[np.ndarray, np.ndarray],
     base_rates: np.ndarray,
-    validation: answers_lib.Answers | None,
+    target_precision: float,
 ) -> pd.DataFrame:
     """Scores all posters by all metrics, each with its interval and the constant predictor's.
 
+    A constant predictor can only see a genre in every poster or in none. It sees it where that is
+    as precise as it should be: without a target everywhere, which is its best F1.
+
     Args:
         answers: for the posters.
+        decided: calibrated probabilities [N, G] and predicted genres [N, G].
         base_rates: float [G], of the train split.
-        validation: for other posters, to choose thresholds by; None: those of these posters
-            are chosen by each other.
+        target_precision: with which the predicted genres were chosen; 0: for the best F1.
 
     Returns:
         A row a metric: `score`, `low` and `high` of `intervals.bootstrap`, and `constant`.
     """
     labels, logits = answers
-    constant, constant_validation = (
-        each and each._replace(logits=scores_lib.constant_logits(base_rates, len(each.labels)))
-        for each in (answers, validation)
-    )
-    of_constant = {
-        **scores_lib.compute_constant_metrics(labels, base_rates),
-        **scores_lib.compute_more_metrics(*constant, _thresholds(constant, constant_validation)),
-    }
-    chosen = _thresholds(answers, validation)
 
     def score(rows):
-        first = scores_lib.compute_metrics(labels[rows], logits[rows])
-        return {
-            **first,
-            **scores_lib.compute_more_metrics(labels[rows], logits[rows], chosen[rows]),
-        }
+        more = scores_lib.compute_more_metrics(
+            labels[rows], logits[rows], *(array[rows] for array in decided)
+        )
+        return scores_lib.compute_metrics(labels[rows], logits[rows]) | more
 
+    constants = (
+        scores_lib.constant_logits(base_rates, len(labels)),
+        np.broadcast_to(base_rates, labels.shape),
+        np.broadcast_to(base_rates >= target_precision, labels.shape),
+    )
+    of_constant = scores_lib.compute_constant_metrics(labels, base_rates)
+    of_constant |= scores_lib.compute_more_metrics(labels, *constants)
     scores = score(np.arange(len(labels)))
     low, high = intervals.bootstrap(lambda rows: [*score(rows).values()], len(labels))
     table = pd.DataFrame({"score": scores, "constant": of_constant})
     return table.assign(low=low, high=high)[["score", "low", "high", "constant"]]
-
-
-def _thresholds(answers: answers_lib.Answers, validation: answers_lib.Answers | None) -> np.ndarray:
-    """Returns the thresholds of each poster's genres, float64 [N, G]."""
-    if validation is None:
-        return thresholds.cross_fit_thresholds(*answers)
-    return np.broadcast_to(thresholds.choose_thresholds(*validation), answers.labels.shape)
 
 
 def false_positives(labels: np.ndarray, logits: np.ndarray, genre: int, count: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from poster_tfds import source
 from trainer import config as config_lib, steps
 from trainer.data import pipeline, run_data, splits, test_time
+from trainer.decisions import decision as decision_lib
 from trainer.reports import answers as answers_lib
 from trainer.run import checkpoints, directory
 
@@ -27,9 +28,8 @@ class Evaluated(NamedTuple):
     answers: answers_lib.Answers
     poster_ids: list[str]  # [N]
     leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
-    validation: (
-        answers_lib.Answers | None
-    )  # For the validation split, unless it is what is evaluated.
+    target_precision: float  # For which thresholds are chosen; 0: for the best F1.
+    decision: decision_lib.Decision | None  # Chosen on other posters, if there are any.
 
     @property
     def labels(self) -> np.ndarray:
@@ -64,6 +64,7 @@ def evaluate_run(
     split: str = "",
     data_dir: str = "",
     tta: str = config_lib.NO_TTA,
+    target_precision: float = 0.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluated | None:
     """Restores a run's best model in float32 and has it answer for a split.
@@ -74,6 +75,8 @@ def evaluate_run(
             none, the one that it was last evaluated on.
         data_dir: where the dataset is built; empty: where the run has read it.
         tta: variants of each poster whose answers are averaged, of `config.TTA`.
+        target_precision: for which thresholds are chosen on the validation split; 0: for the
+            best F1.
         should_stop: whether to give up, asked again and again.
 
     Returns:
@@ -110,6 +113,11 @@ def evaluate_run(
         if predicted is None:
             return None
         answers.append(answers_lib.Answers(predicted.labels, predicted.outputs))
+    decision = None
+    if len(answers) > 1:
+        decision = decision_lib.choose(
+            facts["genres"], *answers[1], target_precision, facts["validation_split"]
+        )
     return Evaluated(
         run,
         config,
@@ -120,8 +128,44 @@ def evaluate_run(
         answers[0],
         poster_ids,
         leaked,
-        answers[1] if len(answers) > 1 else None,
+        target_precision,
+        decision,
     )
+
+
+def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Evaluated:
+    """Returns the same with the thresholds of another run of the same model and dataset.
+
+    A run that was trained on a part of the train split has them for one that took all of it.
+
+    Raises:
+        config.UsageError: it has none, or they are of another model, or were chosen on posters
+            that are reported.
+    """
+    other = directory.RunDirectory(run_dir)
+    config, facts = other.read_config()
+    decision = decision_lib.read(other.thresholds, tta=evaluated.tta)
+    if not decision:
+        raise config_lib.UsageError(
+            f"--thresholds_from={run_dir}: no thresholds for --tta={evaluated.tta} are there. If "
+            f"the run has a validation split, `python -m trainer.report_page --run_dir={run_dir} "
+            f"--tta={evaluated.tta}` chooses them."
+        )
+    for name in ("dataset", "model", "image_size", "loss"):
+        ours, theirs = getattr(evaluated.config, name), getattr(config, name)
+        if ours != theirs:
+            raise config_lib.UsageError(
+                f"--thresholds_from={run_dir}: its --{name} is {theirs!r}, here it is {ours!r}; "
+                "name a run whose scores mean the same."
+            )
+    chosen_on = splits.Split(evaluated.split.builder, facts["validation_split"])
+    if chosen_on.overlaps(evaluated.split):
+        raise config_lib.UsageError(
+            f"--thresholds_from={run_dir}: they were chosen on {chosen_on}, which has posters of "
+            f"{evaluated.split}. Report on another --split."
+        )
+    how = f"Those of {other.path.name}, trained on {config.train_split}. {decision.how}"
+    return evaluated._replace(decision=decision._replace(how=how))
 
 
 def _read_train(train: splits.Split) -> tuple[set[bytes], np.ndarray]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from poster_tfds.pages import rendering
 from trainer import config as config_lib
+from trainer.decisions import decision as decision_lib
 from trainer.reports import (
     analysis,
     answers,
@@ -19,7 +20,6 @@ from trainer.reports import (
     evaluated as evaluated_lib,
     intervals,
     scores as scores_lib,
-    thresholds,
 )
 from trainer.run import directory
 
@@ -49,7 +49,7 @@ def write_report(
 
 
 def write(evaluated: evaluated_lib.Evaluated) -> pathlib.Path:
-    """Writes the report, and the answers it is of, into the run directory; returns its path.
+    """Writes the report, its answers and the thresholds into the run directory; returns its path.
 
     Raises:
         config.UsageError: one cannot be written; what was there before still is.
@@ -62,6 +62,10 @@ def write(evaluated: evaluated_lib.Evaluated) -> pathlib.Path:
         step=evaluated.step,
         tta=evaluated.tta,
     )
+    if evaluated.decision:
+        decision_lib.write(
+            evaluated.run.thresholds, evaluated.decision, evaluated.step, evaluated.tta
+        )
     directory.write_atomically(evaluated.run.report, render(evaluated))
     return evaluated.run.report
 
@@ -167,22 +171,25 @@ def _describe_scores(evaluated: evaluated_lib.Evaluated) -> Section:
 
 
 def _describe_intervals(evaluated: evaluated_lib.Evaluated) -> Section:
-    split, chosen_on = evaluated.split.name, evaluated.facts["validation_split"]
-    if evaluated.validation:
-        chosen = f"on {chosen_on}"
+    split, target = evaluated.split.name, evaluated.target_precision
+    goal = f"a precision of at least {target:g}" if target else "its best F1"
+    if decision := evaluated.decision:
+        decided = decision.calibrate(evaluated.logits), decision.predict(evaluated.logits)
+        chosen = decision.how
     else:
-        chosen = f"for each fifth of {split} on the other four"
-        if not chosen_on:
-            chosen += ", since there is no validation split"
-    scores = analysis.score_with_intervals(
-        evaluated.answers, evaluated.base_rates, evaluated.validation
-    )
+        decided = decision_lib.cross_fit(*evaluated.answers, target)
+        chosen = (
+            f"Here each genre has the threshold with {goal}, chosen for each fifth of {split} on "
+            "the other four, and so are the numbers that calibrate its scores."
+        )
+        if not evaluated.facts["validation_split"]:
+            chosen += " There is no validation split to choose them on."
+    scores = analysis.score_with_intervals(evaluated.answers, decided, evaluated.base_rates, target)
     paragraphs = [
         f"Of {intervals.NUM_RESAMPLES} resamples of the posters, {intervals.LEVEL:.0%} score "
         "between the two ends: so much may a score change with other posters of the same kind.",
-        "F1 and subset accuracy need thresholds. Each genre has the one with its best F1, chosen "
-        f"{chosen}; genres of fewer than {thresholds.MIN_TO_CHOOSE} posters there share one. The "
-        "constant predictor's are chosen alike.",
+        f"F1 and subset accuracy need thresholds. {chosen} The constant predictor sees a genre in "
+        "every poster or in none, whichever is better.",
     ]
     scores.index = scores.index.map(scores_lib.HEADINGS | scores_lib.MORE_HEADINGS)
     headings = ["score", "lower end", "upper end", "constant's"]

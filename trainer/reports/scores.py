@@ -22,6 +22,7 @@ MORE_HEADINGS = {
     "roc_auc": "ROC-AUC",
     "r_precision": "R-precision",
     "calibration_error": "calibration error",
+    "calibrated_error": "the same, calibrated",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "sample_f1": "sample F1",
@@ -99,30 +100,32 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def compute_more_metrics(
-    labels: np.ndarray, logits: np.ndarray, thresholds: np.ndarray
+    labels: np.ndarray, logits: np.ndarray, calibrated: np.ndarray, predicted: np.ndarray
 ) -> dict[str, float]:
     """Scores what the epochs of a run are not scored by.
 
     Args:
         labels: [N, G], 0 or 1.
         logits: float [N, G].
-        thresholds: float [G] or [N, G], the logits from which a poster is taken to have a genre.
+        calibrated: float [N, G], probabilities.
+        predicted: bool [N, G], which genres the posters are taken to have.
 
     Returns:
         roc_auc: area under the curve of true against false positives, the mean over the genres
             that some posters have and some have not.
         r_precision: of as many genres as a poster has, those with the highest scores, the share
             that are its own; the mean over the posters that have any.
-        calibration_error: how far probabilities are from shares, the mean over 15 equal bins
-            weighed by what is in them (ECE of https://arxiv.org/abs/1706.04599).
-        macro_f1: F1 at the thresholds, the mean over the genres that occur.
+        calibration_error: how far the model's probabilities are from shares, the mean over 15
+            equal bins weighed by what is in them (ECE of https://arxiv.org/abs/1706.04599).
+        calibrated_error: the same of the calibrated probabilities.
+        macro_f1: F1, the mean over the genres that occur.
         micro_f1: F1 over all (poster, genre) pairs.
         sample_f1: F1 of each poster's genres, the mean; no genre seen where there is none is 1.
         subset_accuracy: share of the posters of which every label is right.
         Where nothing can be counted, a score is NaN.
     """
     labels, logits = np.asarray(labels) > 0.5, np.asarray(logits)
-    predicted = logits >= thresholds
+    probabilities = 1 / (1 + np.exp(-np.clip(np.float64(logits), -500, 500)))
     occurring = labels.any(axis=0)
     is_mixed = np.flatnonzero(occurring & ~labels.all(axis=0))
     areas = [_roc_auc(labels[:, g], logits[:, g]) for g in is_mixed]
@@ -130,7 +133,8 @@ def compute_more_metrics(
     return {
         "roc_auc": float(np.mean(areas)) if areas else math.nan,
         "r_precision": _r_precision(labels, logits),
-        "calibration_error": _calibration_error(labels, logits),
+        "calibration_error": _calibration_error(labels, probabilities),
+        "calibrated_error": _calibration_error(labels, calibrated),
         "macro_f1": float(np.mean(of_genres)) if occurring.any() else math.nan,
         "micro_f1": float(_f1(labels, predicted, axis=None)),
         "sample_f1": float(np.mean(_f1(labels, predicted, axis=1))),
@@ -154,10 +158,9 @@ def _r_precision(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(num_right[counts > 0] / counts[counts > 0]))
 
 
-def _calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
-    probabilities = 1 / (1 + np.exp(-np.clip(np.float64(logits.ravel()), -500, 500)))
+def _calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     bins = np.minimum((probabilities * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    differences = np.bincount(bins, probabilities - labels.ravel(), _CALIBRATION_BINS)
+    differences = np.bincount(bins.ravel(), (probabilities - labels).ravel(), _CALIBRATION_BINS)
     return float(np.abs(differences).sum() / labels.size)
 
 

@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how it is written so that nobody reads half of it.
 
 config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
-report.html  answers.npz  head/, a run's directory of its own: of the head that was trained first
+report.html  answers.npz  thresholds.json
+head/, a run's directory of its own: of the head that was trained first
 """
 
 import atexit
@@ -87,6 +88,7 @@ class RunDirectory:
         self.augmentation = self.path / "augmentation.png"
         self.report = self.path / "report.html"
         self.answers = self.path / "answers.npz"
+        self.thresholds = self.path / "thresholds.json"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 
