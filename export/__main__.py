@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     from export import loading, saved_model
     from poster_tfds import directory_lock, machine
+    from trainer.decisions import decision
+    from trainer.run import directory
 
     try:
         version = saved_model.export_saved_model(
@@ -70,7 +72,8 @@ def main(arguments: list[str]) -> None:
         _CORES.value or machine.num_cores(),
         replace=_CORES.present or _BATCHING_PROFILE.present,
     )
-    print(f"Published {version}")
+    thresholds = decision.read(version / directory.THRESHOLDS)
+    print(f"Published {version}\nThresholds: {thresholds.how}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,25 @@
 from typing import NamedTuple
 
 
+class Genre(NamedTuple):
+    """What a model says of a genre for one poster."""
+
+    name: str
+    score: float  # Its probability.
+    calibrated: float  # The share of posters with such a score that have it.
+    is_predicted: bool | None  # Whether that is at least its threshold; None: it has none.
+
+
 class Answer(NamedTuple):
     """What is known of one poster."""
 
-    genres: list[tuple[str, float]]  # With their probabilities, best first.
+    genres: list[Genre]  # Best first.
     error: str = ""  # Why there is none.
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The genres' scores by their names, best first."""
+        return {genre.name: genre.score for genre in self.genres}
 
 
 class ServerError(RuntimeError):
@@ -24,11 +38,18 @@ class SilentError(ServerError):
 
 def from_outputs(outputs) -> list[Answer]:
     """Returns the answers in the outputs of `serving_default`, each with the batch first."""
+    scores = outputs["scores"]
+    # Exports had neither before they had thresholds.
+    calibrated = outputs.get("calibrated", scores)
+    predicted = outputs.get("predicted", [[None] * len(row) for row in scores])
+    of_genres = zip(outputs["genres"], scores, calibrated, predicted, strict=True)
     answers = []
-    rows = (outputs[name] for name in ("genres", "scores", "ok", "error"))
-    for genres, scores, ok, error in zip(*rows, strict=True):
-        pairs = zip(map(_text, genres), map(float, scores), strict=True)
-        ranked = sorted(pairs, key=lambda pair: -pair[1])
+    for ok, error, row in zip(outputs["ok"], outputs["error"], of_genres, strict=True):
+        genres = [
+            Genre(_text(name), float(score), float(share), None if is_on is None else bool(is_on))
+            for name, score, share, is_on in zip(*row, strict=True)
+        ]
+        ranked = sorted(genres, key=lambda genre: -genre.score)
         answers.append(Answer(ranked) if ok else Answer([], _text(error)))
     return answers
 

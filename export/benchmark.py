@@ -39,15 +39,17 @@ def main(arguments: list[str]) -> None:
 
     from export import loading, serving_model
     from trainer.data import preprocessing
+    from trainer.decisions import decision
     from trainer.models import registry
 
     size = _IMAGE_SIZE.value
     model = registry.create_model(
         config_lib.Config(model=_MODEL.value, image_size=size), _NUM_GENRES, "float32"
     )
-    genres = [f"genre {i}" for i in range(_NUM_GENRES)]
-    served = serving_model.ServingModel(model, genres, size, 5, loading.Limits())
-    averaging = serving_model.ServingModel(model, genres, size, 5, loading.Limits(), tta=_TTA.value)
+    genres = decision.undecided([f"genre {i}" for i in range(_NUM_GENRES)])
+    limits = loading.Limits()
+    served = serving_model.ServingModel(model, genres, size, 5, limits)
+    averaging = serving_model.ServingModel(model, genres, size, 5, limits, tta=_TTA.value)
     spec = tf.TensorSpec([size, size, 3], tf.uint8)
 
     @tf.function

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import tqdm
 from absl import flags
 
-from export import clients, poster_files
+from export import answers as answers_lib, clients, poster_files
 from trainer import command_line
 
 _MODEL = flags.DEFINE_string(
@@ -30,7 +30,20 @@ _LIST = flags.DEFINE_string(
 )
 _TOP_K = flags.DEFINE_integer("top_k", 3, "Genres to show for each poster.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a poster instead of a table.")
-_CSV = flags.DEFINE_bool("csv", False, "Print CSV: poster, genre, score, error.")
+_CSV = flags.DEFINE_bool(
+    "csv", False, "Print CSV: poster, genre, score, calibrated, predicted, error."
+)
+_ANNOTATIONS = flags.DEFINE_bool(
+    "annotations",
+    False,
+    "Print the predicted genres as CSV that a dataset can be built from: Id, and a column of 0 and "
+    "1 for each genre. Posters without an answer are left out.",
+)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    None,
+    "Calibrated score, 0 to 1, from which any genre is predicted, instead of its own threshold.",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Posters a request.", lower_bound=1)
 _PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bound=1)
 _MAX_SIDE = flags.DEFINE_integer(
@@ -64,7 +77,7 @@ def main(arguments: list[str]) -> None:
             if answer.error:
                 tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)
                 failed += 1
-            write(poster, answer.genres[: _TOP_K.value], answer.error)
+            write(poster, _predicted(answer))
         if not asked:
             ending = f"No posters: --list={_LIST.value} names none."
     except clients.ServerError as error:
@@ -86,8 +99,8 @@ def _check_flags(arguments: list[str]) -> None:
         sys.exit("Give either --model=DIR or --server=HOST:PORT.")
     if not arguments and not _LIST.value:
         sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
-    if _JSON.value and _CSV.value:
-        sys.exit("Give either --json or --csv.")
+    if sum((_JSON.value, _CSV.value, _ANNOTATIONS.value)) > 1:
+        sys.exit("Give one of --json, --csv and --annotations.")
 
 
 def _connect():
@@ -107,23 +120,58 @@ def _describe_passed_over(paths: Sequence[pathlib.Path]) -> str:
     return f"Files passed over, no images by their names: {len(paths)} ({named}{more})."
 
 
-def _writer():
-    """Returns a function that prints a poster, its genres and its error."""
-    rows = csv.writer(sys.stdout)
-    if _CSV.value:
-        rows.writerow(["poster", "genre", "score", "error"])
+def _predicted(answer: answers_lib.Answer) -> answers_lib.Answer:
+    """Returns an answer with the genres that --threshold predicts, if it is given."""
+    if _THRESHOLD.value is None:
+        return answer
+    genres = [
+        genre._replace(is_predicted=genre.calibrated >= _THRESHOLD.value) for genre in answer.genres
+    ]
+    return answer._replace(genres=genres)
 
-    def write(poster, genres, error):
+
+def _writer():
+    """Returns a function that prints a poster and its answer."""
+    rows = csv.writer(sys.stdout)
+    columns = []  # Of --annotations, known with the first answer.
+    if _CSV.value:
+        rows.writerow(["poster", "genre", "score", "calibrated", "predicted", "error"])
+
+    def write(poster, answer):
+        shown = answer.genres[: _TOP_K.value]
         if _CSV.value:
-            for name, score in genres or [("", "")]:
-                rows.writerow([poster, name, score, error])
+            rows.writerows([poster, *genre, ""] for genre in shown)
+            if answer.error:
+                rows.writerow([poster, "", "", "", "", answer.error])
         elif _JSON.value:
-            verdict = {"error": error} if error else {"genres": dict(genres)}
-            print(json.dumps({"poster": str(poster), **verdict}))
-        elif not error:
-            print(f"{poster}" + "".join(f"  {name:<12} {score:.3f}" for name, score in genres))
+            print(json.dumps({"poster": str(poster), **_describe(answer, shown)}))
+        elif answer.error:
+            return
+        elif _ANNOTATIONS.value:
+            predicted = {genre.name: int(bool(genre.is_predicted)) for genre in answer.genres}
+            if not columns:
+                columns.extend(sorted(predicted))
+                rows.writerow(["Id", *columns])
+            rows.writerow([poster.name, *map(predicted.get, columns)])
+        else:
+            print(f"{poster} {''.join(map(_format, shown))}".rstrip())
 
     return write
+
+
+def _describe(answer: answers_lib.Answer, shown: Sequence[answers_lib.Genre]) -> dict:
+    """Returns an answer as JSON has it."""
+    if answer.error:
+        return {"error": answer.error}
+    return {
+        "genres": {genre.name: genre.score for genre in shown},
+        "calibrated": {genre.name: genre.calibrated for genre in shown},
+        "predicted": [genre.name for genre in answer.genres if genre.is_predicted],
+    }
+
+
+def _format(genre: answers_lib.Genre) -> str:
+    return f" {genre.name:<12} {genre.score:.3f}{'*' if genre.is_predicted else ' '}"
 
 
 if __name__ == "__main__":

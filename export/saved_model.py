@@ -14,6 +14,7 @@ from export import loading, serving_files, serving_model
 from poster_tfds import directory_lock
 from trainer import config as config_lib
 from trainer.data import splits
+from trainer.decisions import decision as decision_lib
 from trainer.run import checkpoints, directory
 
 _TOLERANCE = 1e-5
@@ -56,8 +57,12 @@ def export_saved_model(
     split = _find_split(run)
     if split and split.builder.info.metadata:
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
+    decision = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
+    if not decision:
+        why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses"
+        decision = decision_lib.undecided(facts["genres"], f"{why} them on a validation split.")
     module = serving_model.ServingModel(
-        model, facts["genres"], facts["image_size"], top_k, limits, facts["resize"], tta
+        model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
     )
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,13 @@ def export_saved_model(
             with _full_disk_named(export_dir):
                 tf.saved_model.save(module, os.fspath(unfinished), signatures)
                 serving_files.write_version_files(
-                    unfinished, signatures, {**facts, "tta": tta}, run, limits, posters[0]
+                    unfinished,
+                    signatures,
+                    {**facts, "tta": tta},
+                    run,
+                    limits,
+                    decision,
+                    posters[0],
                 )
             _check_answers_alike(unfinished, module, posters)
             numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
@@ -148,7 +159,8 @@ def _check_answers_alike(
             {name: tensor.name for name, tensor in signature.outputs.items()},
             {signature.inputs["image_bytes"].name: posters},
         )
-    difference = np.abs(answers["scores"] - expected["scores"]).max()
+    numbers = ("scores", "calibrated")
+    difference = max(np.abs(answers[name] - expected[name]).max() for name in numbers)
     if not answers["ok"].all() or (answers["genres"] != expected["genres"]).any():
         difference = np.inf
     if not difference <= _TOLERANCE:

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import textwrap
 from typing import Any
 
 import tensorflow as tf
 
 from export import loading, server_settings
 from trainer import config as config_lib
+from trainer.decisions import decision as decision_lib
 from trainer.reports import tables
 from trainer.run import directory
 
@@ -22,6 +24,7 @@ def write_version_files(
     facts: dict[str, Any],
     run: directory.RunDirectory,
     limits: loading.Limits,
+    decision: decision_lib.Decision,
     image: bytes,
 ) -> None:
     """Writes what belongs to one version, into its directory.
@@ -32,11 +35,13 @@ def write_version_files(
         facts: of the run, as `checkpoints.restore_model` returns them, and the export's `tta`.
         run: the run.
         limits: what an image may cost.
+        decision: what makes genres of its logits.
         image: a JPEG for the warmup requests.
     """
     (version / "labels.txt").write_text("".join(f"{name}\n" for name in facts["genres"]))
     (version / "signatures.txt").write_text(describe_signatures(signatures))
-    (version / "model_card.md").write_text(describe_model(facts, run, limits))
+    (version / "model_card.md").write_text(describe_model(facts, run, limits, decision))
+    decision_lib.write(version / directory.THRESHOLDS, decision, facts["step"], facts["tta"])
     try:
         requests = warmup_requests(image, facts["image_size"])
     except ImportError:
@@ -63,11 +68,14 @@ def describe_signatures(signatures: dict[str, Any]) -> str:
 
 
 def describe_model(
-    facts: dict[str, Any], run: directory.RunDirectory, limits: loading.Limits
+    facts: dict[str, Any],
+    run: directory.RunDirectory,
+    limits: loading.Limits,
+    decision: decision_lib.Decision,
 ) -> str:
     """Returns the model's card: what it is, how good it is, and what it is not for."""
     config, _ = run.read_config()
-    step = int(pathlib.Path(facts["checkpoint"]).name)
+    step = facts["step"]
     records = run.read_metrics()
     records = records[records["step"] == step]
     scores = "This checkpoint is from the middle of an epoch and was not evaluated."
@@ -93,6 +101,14 @@ Scores of {len(facts["genres"])} genres for a movie poster: {", ".join(facts["ge
 The constant predictor gives every poster the genres' shares in the train split. A score near its
 score says that little was learned; label accuracy alone says nothing, since most genres are absent
 from most posters.
+
+## Which genres it predicts
+
+A genre is predicted where its calibrated score, 1 / (1 + exp(-(slope * logit + intercept))), is at
+least its threshold.
+{textwrap.fill(decision.how, 100)}
+
+{decision.table.to_markdown(floatfmt=".7f")}
 
 ## What it is not for
 

@@ -1,28 +1,30 @@
 """The signatures of the exported model."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from export import loading
 from trainer import config as config_lib
 from trainer.data import preprocessing, test_time
+from trainer.decisions import decision as decision_lib
 
 
 class ServingModel(tf.Module):
     """Images in, genres with their scores out.
 
     Every signature answers row by row: a row whose image cannot be read has `ok` false,
-    the reason in `error` and scores of 0, and the other rows are what they would be
-    without it.
+    the reason in `error`, scores of 0 and no predicted genre, and the other rows are what they
+    would be without it.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        genres: Sequence[str],
+        decision: decision_lib.Decision,
         image_size: int,
         top_k: int,
         limits: loading.Limits,
@@ -33,7 +35,7 @@ class ServingModel(tf.Module):
 
         Args:
             model: uint8 [N, S, S, 3] to logits [N, G].
-            genres: their G names.
+            decision: the names of the G genres, and what makes genres of the logits.
             image_size: S.
             top_k: genres that `top_k` answers with; all, if there are fewer.
             limits: what an image may cost.
@@ -46,8 +48,12 @@ class ServingModel(tf.Module):
         answer = test_time.averaged(model, tta)
         self._logits = lambda pixels: answer(pixels, training=False)
         self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
-        self._genres = tuple(genres)
-        self._top_k = min(top_k, len(genres))
+        self._genres = tuple(decision.table.index)
+        self._slopes, self._intercepts, self._thresholds = (
+            decision.table[name].to_numpy(np.float32)
+            for name in ("slope", "intercept", "threshold")
+        )
+        self._top_k = min(top_k, len(self._genres))
         self._loader = loading.ImageLoader(image_size, limits, resize)
         # tf.Module does not see into a Keras 3 model; a server could not restore the
         # variables of one that it merely holds.
@@ -67,13 +73,16 @@ class ServingModel(tf.Module):
             image_bytes: string [N], JPEGs or PNGs of any size.
 
         Returns:
-            scores: float32 [N, G], the probability of each genre.
+            scores: float32 [N, G], the model's probability of each genre.
+            calibrated: float32 [N, G], that of the share of posters with such scores.
+            predicted: bool [N, G], whether that is at least the genre's threshold.
             genres: string [N, G], the genres' names, the same for each image.
             ok: bool [N], whether the image could be read.
             error: string [N], why not; empty if it could.
         """
-        scores, error = self._score_images(image_bytes)
-        return {"scores": scores, "genres": self._names(scores), **_verdict(error)}
+        logits, status = self._answer_images(image_bytes)
+        outputs = self._decide(logits, status)
+        return {**outputs, "genres": self._names(logits), **self._verdict(status)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def top_k(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -83,12 +92,15 @@ class ServingModel(tf.Module):
             image_bytes: string [N], JPEGs or PNGs of any size.
 
         Returns:
-            scores: float32 [N, K]; genres: string [N, K]; ok: bool [N]; error: string [N].
+            scores and calibrated: float32 [N, K]; predicted: bool [N, K]; genres: string [N, K];
+            ok: bool [N]; error: string [N].
         """
-        scores, error = self._score_images(image_bytes)
-        best = tf.math.top_k(scores, self._top_k)
-        genres = tf.gather(tf.constant(self._genres), best.indices)
-        return {"scores": best.values, "genres": genres, **_verdict(error)}
+        logits, status = self._answer_images(image_bytes)
+        outputs = self._decide(logits, status)
+        best = tf.math.top_k(outputs["scores"], self._top_k).indices
+        outputs = {name: tf.gather(v, best, batch_dims=1) for name, v in outputs.items()}
+        genres = tf.gather(tf.constant(self._genres), best)
+        return {**outputs, "genres": genres, **self._verdict(status)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
     def classify(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -100,8 +112,8 @@ class ServingModel(tf.Module):
         Returns:
             classes: string [N, G]; scores: float32 [N, G], 0 for what cannot be read.
         """
-        scores, _ = self._score_images(loading.images_of_examples(inputs))
-        return {"classes": self._names(scores), "scores": scores}
+        logits, status = self._answer_images(loading.images_of_examples(inputs))
+        return {"classes": self._names(logits), "scores": self._decide(logits, status)["scores"]}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="pixels")])
     def pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -115,33 +127,43 @@ class ServingModel(tf.Module):
         """
         scores = tf.cond(
             tf.size(pixels) > 0,
-            lambda: self._score(self._resize(pixels)),
+            lambda: tf.sigmoid(self._answer(self._resize(pixels))),
             lambda: tf.zeros([tf.shape(pixels)[0], len(self._genres)]),
         )
         return {"scores": scores, "genres": self._names(scores)}
 
-    def _names(self, scores: tf.Tensor) -> tf.Tensor:
-        return tf.tile([self._genres], [tf.shape(scores)[0], 1])
+    def _names(self, answers: tf.Tensor) -> tf.Tensor:
+        return tf.tile([self._genres], [tf.shape(answers)[0], 1])
 
-    def _score(self, pixels: tf.Tensor) -> tf.Tensor:
+    def _answer(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Returns the logits [N, G] of pixels."""
         # oneDNN's convolution of an empty batch has the wrong number of channels.
         return tf.cond(
             tf.shape(pixels)[0] > 0,
-            lambda: tf.sigmoid(self._logits(pixels)),
+            lambda: self._logits(pixels),
             lambda: tf.zeros([0, len(self._genres)]),
         )
 
-    def _score_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns scores [N, G] and errors [N] of images."""
+    def _answer_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the logits [N, G] and the status [N] of images."""
         status, pixels = self.load(images)
-        scores = self._score(pixels) * tf.cast(status == loading.LOADED, tf.float32)[:, None]
-        return scores, tf.gather(self._loader.reasons, status)
+        return self._answer(pixels), status
+
+    def _decide(self, logits: tf.Tensor, status: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns scores, calibrated scores and predicted genres, each [N, G]."""
+        is_loaded = (status == loading.LOADED)[:, None]
+        calibrated = tf.sigmoid(self._slopes * logits + self._intercepts)
+        return {
+            "scores": tf.where(is_loaded, tf.sigmoid(logits), 0),
+            "calibrated": tf.where(is_loaded, calibrated, 0),
+            "predicted": is_loaded & (calibrated >= self._thresholds),
+        }
+
+    def _verdict(self, status: tf.Tensor) -> dict[str, tf.Tensor]:
+        error = tf.gather(self._loader.reasons, status)
+        return {"ok": error == "", "error": error}
 
     def load(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns each image's status and pixels, as `loading.ImageLoader.load` does."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
             return self._loader.load(images)
-
-
-def _verdict(error: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"ok": error == "", "error": error}

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,11 +104,25 @@ MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000
 
 
 @pytest.fixture(scope="session")
-def export_dir(run_dir, tmp_path_factory):
-    """`run_dir` exported once, with low limits for images."""
+def decided_run(run_dir, data_dir, tmp_path_factory):
+    """`run_dir` with thresholds, as if a quarter of its posters had been for validation."""
+    from trainer.decisions import decision
+    from trainer.reports import evaluated
+
+    directory = tmp_path_factory.mktemp("decided") / "synthetic"
+    shutil.copytree(run_dir, directory)
+    answered = evaluated.evaluate_run(directory, "train[75%:]", str(data_dir))
+    chosen = decision.choose(answered.facts["genres"], *answered.answers, split="train[75%:]")
+    decision.write(answered.run.thresholds, chosen, answered.step, answered.tta)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def export_dir(decided_run, tmp_path_factory):
+    """`decided_run` exported once, with low limits for images."""
     directory = tmp_path_factory.mktemp("exports") / "synthetic"
     limits = (f"--max_image_bytes={MAX_BYTES}", f"--max_image_pixels={MAX_PIXELS}", "--top_k=3")
-    flags = (f"--run_dir={run_dir}", f"--export_dir={directory}", *limits)
+    flags = (f"--run_dir={decided_run}", f"--export_dir={directory}", *limits)
     run(sys.executable, "-m", "export", *flags)
     return directory
 

@@ -40,7 +40,7 @@ def main() -> None:
     paths = itertools.islice(sorted(arguments.posters.glob("*.jpg")), 64)
     posters = [path.read_bytes() for path in paths]
     local = clients.SavedModelClient(arguments.model)
-    expected = [dict(a.genres) for a in local.ask(posters)]
+    expected = [a.scores for a in local.ask(posters)]
     alone = [images_per_second(local, posters)]
     with contextlib.ExitStack() as stack:
         servers = [arguments.server]
@@ -99,7 +99,8 @@ def load(client, posters, expected, batch_size, go_on, seed) -> np.ndarray:
         for i, answer in zip(chosen, answers, strict=True):
             assert (i is None) == bool(answer.error), answer
             if i is not None:
-                difference = max(abs(expected[i][name] - score) for name, score in answer.genres)
+                scores = answer.scores
+                difference = max(abs(expected[i][name] - scores[name]) for name in scores)
                 assert difference < _TOLERANCE, f"the scores differ by {difference}"
     return np.array(seconds)
 

@@ -20,6 +20,7 @@ from tests.test_preprocessing import make_jpeg
 from trainer import config
 from trainer.benchmark import turns
 from trainer.data import preprocessing
+from trainer.decisions import decision
 from trainer.models import registry
 from trainer.run import checkpoints
 
@@ -98,7 +99,7 @@ def test_a_bad_image_is_answered_with_its_reason_and_harms_nobody(served, name):
 def test_pixels_are_the_trainers_in_every_row_whatever_the_others_are():
     model = registry.create_model(config.Config(image_size=48), 8, "float32")
     limits = loading.Limits(conftest.MAX_BYTES, conftest.MAX_PIXELS)
-    module = serving_model.ServingModel(model, [str(i) for i in range(8)], 48, 3, limits)
+    module = serving_model.ServingModel(model, decision.undecided("abcdefgh"), 48, 3, limits)
     good = [make_jpeg(60 + 40 * i, 90 + 10 * i) for i in range(len(BAD))]
     mixed = [image for pair in zip(BAD.values(), good, strict=True) for image in pair]
     expected = np.zeros([len(mixed), 48, 48, 3], np.uint8)

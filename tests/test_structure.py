@@ -41,6 +41,7 @@ def test_data_flows_one_way(package):
         ("trainer/run", ("trainer.data", "trainer.reports", "trainer.train")),
         ("trainer/benchmark", ("trainer.doctor", "trainer.train")),
         ("trainer/doctor", ("trainer.reports", "trainer.train")),
+        ("trainer/decisions", ("trainer.data", "trainer.models", "trainer.reports")),
         ("trainer/search", ("trainer.models", "trainer.train")),
     ],
 )

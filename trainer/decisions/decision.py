@@ -119,16 +119,17 @@ def cross_fit(
     return calibrated, predicted
 
 
-def undecided(genres: Sequence[str], why: str) -> Decision:
+def undecided(genres: Sequence[str], why: str = "") -> Decision:
     """Returns the thresholds 0.5, and no calibration, for want of posters to choose by.
 
     Args:
         genres: names [G].
-        why: the reason, and what to do about it, in a sentence.
+        why: what to do about it, in a sentence.
     """
     row = dict(zip(_COLUMNS, (0.5, 1.0, 0.0, 0, ""), strict=True))
     table = pd.DataFrame(row, pd.Index(list(genres), name="genre"))
-    return Decision(table, f"Not chosen: each threshold is 0.5, and scores are as they are. {why}")
+    how = f"Not chosen: each threshold is 0.5, and scores are as they are. {why}"
+    return Decision(table, how.strip())
 
 
 def write(path: pathlib.Path, decision: Decision, step: int, tta: str) -> None:

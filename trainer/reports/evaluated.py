@@ -1,7 +1,6 @@
 """A run's best model gone once through a split."""
 
 import os
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ class Evaluated(NamedTuple):
 
     run: directory.RunDirectory
     config: config_lib.Config
-    facts: dict[str, Any]  # Of `config.json`, with `checkpoint`.
+    facts: dict[str, Any]  # Of `config.json`, with `step`.
     tta: str  # Variants of each poster that the answers are of, of `config.TTA`.
     split: splits.Split
     train_counts: np.ndarray  # int [G], posters of each genre in the train split.
@@ -49,7 +48,7 @@ class Evaluated(NamedTuple):
     @property
     def step(self) -> int:
         """The step that the model is of."""
-        return int(pathlib.Path(self.facts["checkpoint"]).name)
+        return self.facts["step"]
 
     def read_posters(self, wanted: Iterable[int]) -> dict[int, bytes]:
         """Returns the JPEGs of the posters with these numbers in the split."""

@@ -199,7 +199,7 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
 
     Returns:
         The model, uint8 [N, S, S, 3] to float32 logits [N, G], and the facts of the
-        run's `config.json` with `image_size`, `resize`, `genres` and `checkpoint`.
+        run's `config.json` with `image_size`, `resize`, `genres` and the `step` it is of.
 
     Raises:
         config.UsageError: the run has no checkpoint yet.
@@ -215,7 +215,7 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
     status = tf.train.Checkpoint(**{saved_as: model}).read(str(path / _PREFIX))
     status.expect_partial().assert_existing_objects_matched()
     facts |= {"image_size": config.image_size, "resize": config.resize}
-    return model, {**facts, "checkpoint": str(path)}
+    return model, {**facts, "step": int(path.name)}
 
 
 def _complete(directory: pathlib.Path) -> Sequence[pathlib.Path]:

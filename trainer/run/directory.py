@@ -42,6 +42,7 @@ _MAY_CHANGE = {
     "checkpoint_every_seconds",
     "keep_checkpoints",
 }
+THRESHOLDS = "thresholds.json"  # Of a run, and of what is exported of it.
 _KEYS = ["epoch", "step", "split"]  # What tells records of metrics apart.
 _OTHER_MODEL = "Its checkpoints do not fit another model."
 _OTHER_STEPS = (
@@ -88,7 +89,7 @@ class RunDirectory:
         self.augmentation = self.path / "augmentation.png"
         self.report = self.path / "report.html"
         self.answers = self.path / "answers.npz"
-        self.thresholds = self.path / "thresholds.json"
+        self.thresholds = self.path / THRESHOLDS
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 
