@@ -16,7 +16,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["poster_tfds*", "trainer*", "export*"]),
     package_data={
         "poster_tfds": ["README.md", "CITATIONS.bib", "TAGS.txt"],
-        "poster_tfds.pages": ["*.css", "*.html"],
+        "poster_tfds.pages": ["*.css", "*.html", "*.js"],
         "trainer.reports": ["*.html"],
     },
     install_requires=[
@@ -54,6 +54,7 @@ setuptools.setup(
             *PRETRAINED,
             "dill>=0.3.8,<1",
             "optuna>=4.5,<6",
+            "playwright>=1.50,<2",
             "pyarrow>=16",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -15,7 +15,7 @@ from tests import conftest
 from trainer import config
 from trainer.data import preprocessing
 from trainer.decisions import decision
-from trainer.reports import analysis, evaluated, page
+from trainer.reports import analysis, answers as answers_lib, evaluated, page, report as report_lib
 from trainer.run import checkpoints
 
 NUM_POSTERS = 80
@@ -157,7 +157,8 @@ def test_thresholds_are_chosen_on_the_validation_split_and_another_run_can_take_
     assert without.decision is None
     with pytest.raises(config.UsageError, match="no thresholds for --tta=none are there"):
         evaluated.with_thresholds_of(without, other)
-    page.write(evaluated.evaluate_run(other, "test", data_dir, target_precision=0.6))
+    answered = evaluated.evaluate_run(other, "test", data_dir, target_precision=0.6)
+    page.write(report_lib.Report(answered))
     kept = decision.read(other / "thresholds.json", step=without.step, tta="none")
     answered = evaluated.evaluate_run(other, half, data_dir)
     assert answered.decision is None  # Not for the posters that it would be chosen on.
@@ -183,11 +184,15 @@ def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answe
     _, printed, _, _ = report
     _, labels, probabilities, _ = answers
     for i, genre in enumerate(synthetic.GENRES):
-        ((num_train, num_test, precision, constant),) = cells(printed, genre)
+        *_, (num_train, num_test, constant, precision, low, high, auc, *_) = cells(printed, genre)
         assert num_test == labels[:, i].sum()
         assert num_train + num_test < NUM_POSTERS
         assert precision == pytest.approx(
             sklearn_metrics.average_precision_score(labels[:, i], probabilities[:, i]), abs=2e-4
+        )
+        assert low <= precision <= high
+        assert auc == pytest.approx(
+            sklearn_metrics.roc_auc_score(labels[:, i], probabilities[:, i]), abs=2e-4
         )
         assert constant == pytest.approx(labels[:, i].mean(), abs=1e-4)
 
@@ -230,18 +235,30 @@ def test_genres_with_too_few_posters_are_marked_in_words():
     for genre, count in enumerate((9, 120, 0, 10)):
         labels[rng.choice(300, count, replace=False), genre] = 1
     logits = rng.normal(size=labels.shape) + labels
-    found = analysis.score_genres("abcd", labels, logits, np.array([60, 900, 2, 49]))
+    given = answers_lib.Answers(labels, logits)
+    predicted = logits > 0.5
+    found = analysis.score_genres("abcd", given, predicted, np.array([60, 900, 2, 49]))
     assert found["remark"].to_dict() == {
         "b": "",
         "a": "too few to measure",
         "d": "too few to learn",
         "c": "too few to learn, none to measure",
     }
-    assert np.isnan(found["average_precision"]["c"])
+    scores = ["average_precision", "roc_auc", "low", "high", "recall"]
+    assert found.loc["c", scores].isna().all()
     for name, genre in (("b", 1), ("a", 0), ("d", 3)):
-        assert found["average_precision"][name] == pytest.approx(
-            sklearn_metrics.average_precision_score(labels[:, genre], logits[:, genre])
+        truth, taken = labels[:, genre], predicted[:, genre]
+        assert found.loc[name, ["average_precision", "roc_auc"]].tolist() == pytest.approx(
+            [
+                sklearn_metrics.average_precision_score(truth, logits[:, genre]),
+                sklearn_metrics.roc_auc_score(truth, logits[:, genre]),
+            ]
         )
+        expected = sklearn_metrics.precision_recall_fscore_support(truth, taken, average="binary")
+        assert found.loc[name, ["precision", "recall", "f1"]].tolist() == pytest.approx(
+            expected[:3]
+        )
+        assert found.loc[name, "low"] < found.loc[name, "average_precision"]
 
 
 def test_where_all_posters_were_trained_on_nothing_is_left_to_score():

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests import conftest, test_export, test_preprocessing
 from trainer import config
 from trainer.data import pipeline, run_data, splits, test_time
-from trainer.reports import evaluated, page
+from trainer.reports import evaluated, page, report
 from trainer.run import checkpoints, directory
 
 
@@ -87,4 +87,6 @@ def test_a_report_is_of_the_mean_and_says_so(posters, run_dir, data_dir):
     _, pixels, model = posters
     answers = evaluated.evaluate_run(run_dir, "test", str(data_dir), tta="mirror")
     np.testing.assert_allclose(answers.logits, expected_logits(model, pixels, "mirror"), atol=1e-4)
-    assert "Answers: mean logits of each poster and its mirror image" in page.describe(answers)
+    assert "Answers: mean logits of each poster and its mirror image" in page.describe(
+        report.Report(answers)
+    )

@@ -3,6 +3,7 @@
 README's table of models has the scores, the time and the size of each.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -65,6 +66,23 @@ PRESETS = {
     "pretrained_head": _PRETRAINED_HEAD,
     "pretrained": _PRETRAINED,
 }
+
+
+def nearest(settings: config.Config, without: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """Returns the preset that settings differ least from, and the flags that make them of it.
+
+    Args:
+        settings: what there is.
+        without: names of settings that do not count.
+    """
+    given = {name: value for name, value in settings.to_json().items() if name not in without}
+    changes = {}
+    for preset, values in PRESETS.items():
+        expected = config.Config(**values).to_json()
+        changes[preset] = [
+            f"--{name}={value}" for name, value in given.items() if value != expected[name]
+        ]
+    return min(changes.items(), key=lambda item: len(item[1]))
 
 
 def define_flag(meaning: str) -> flags.FlagHolder[str]:

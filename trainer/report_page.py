@@ -33,20 +33,27 @@ _THRESHOLDS_FROM = flags.DEFINE_string(
     "Take the thresholds of this run, which has a validation split; for a run that has none.",
 )
 
+_COLUMNS = flags.DEFINE_string(
+    "columns",
+    "",
+    "CSV with `Id` and more columns of the posters, as year, to score parts of the posters by.",
+)
+
 
 def main(arguments: list[str]) -> None:
     """Writes the page and prints its tables; a user's mistake ends in one message."""
     del arguments
     command_line.import_tensorflow()
-    from trainer.reports import evaluated, page
+    from trainer.reports import evaluated, page, report
 
     answers = evaluated.evaluate_run(
         _RUN_DIR.value, _SPLIT.value, _DATA_DIR.value, _TTA.value, _TARGET_PRECISION.value
     )
     if _THRESHOLDS_FROM.value:
         answers = evaluated.with_thresholds_of(answers, _THRESHOLDS_FROM.value)
-    path = page.write(answers)
-    print(f"{page.describe(answers)}\n\nWrote {path}")
+    described = report.Report(answers, _COLUMNS.value)
+    path = page.write(described)
+    print(f"{page.describe(described)}\n\nWrote {path}")
 
 
 if __name__ == "__main__":

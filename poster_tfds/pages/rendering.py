@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import hashlib
+import importlib.resources
 import io
 import warnings
 from collections.abc import Callable
@@ -33,12 +35,22 @@ def render(template: str, package: str = _OWN_PACKAGE, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_url"] = _data_url
-    environment.globals |= {"isna": pd.isna, "has_words": pd.api.types.is_string_dtype}
+    script = importlib.resources.files(_OWN_PACKAGE).joinpath("sort.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "isna": pd.isna,
+        "has_words": pd.api.types.is_string_dtype,
+        "script": script,
+        "script_hash": f"sha256-{digest}",  # By which a browser lets it run, and no other.
+    }
     return environment.get_template(template).render(values)
 
 
 def plot(
-    draw: Callable[[matplotlib.axes.Axes], None], size: tuple[float, float], form: str
+    draw: Callable[..., None],
+    size: tuple[float, float],
+    form: str,
+    shape: tuple[int, int] = (1, 1),
 ) -> bytes:
     """Returns as a picture what a function draws.
 
@@ -46,13 +58,14 @@ def plot(
     it is a dollar.
 
     Args:
-        draw: takes the axes to draw on.
+        draw: takes the axes to draw on; with a shape, an array of them.
         size: width and height in inches.
         form: svg or png, of 100 pixels an inch.
+        shape: rows and columns of axes.
     """
     with _any_text():
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        draw(figure.subplots(*shape))
         return save(figure, form)
 
 

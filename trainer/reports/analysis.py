@@ -15,31 +15,51 @@ MIN_TO_MEASURE = 10
 
 
 def score_genres(
-    genres: Sequence[str], labels: np.ndarray, logits: np.ndarray, train_counts: np.ndarray
+    genres: Sequence[str],
+    answers: answers_lib.Answers,
+    predicted: np.ndarray,
+    train_counts: np.ndarray,
 ) -> pd.DataFrame:
     """Scores each genre, the one with most posters in the train split first.
 
     Args:
         genres: names [G].
-        labels: [N, G], 0 or 1.
-        logits: float [N, G].
+        answers: for the posters.
+        predicted: bool [N, G], which genres they are taken to have.
         train_counts: int [G], posters of each genre in the train split.
 
     Returns:
-        A row a genre: `num_train` and `num_evaluated`, its posters; `average_precision`, NaN
-        if no poster has it; `constant`, the constant predictor's, which is the genre's share
-        of the split; `remark`, whether it has too few posters, in words.
+        A row a genre: `num_train` and `num_evaluated`, its posters; `constant`, their share of the
+        split, which is the constant predictor's average precision; `average_precision` with `low`
+        and `high` of `intervals.bootstrap`, and `roc_auc`, NaN if no poster has it; `precision`,
+        `recall` and `f1` of what is predicted, NaN where there is nothing to divide by; `remark`,
+        whether it has too few posters, in words.
     """
-    counts = labels.sum(axis=0).astype(int)
-    labels = labels > 0.5
+    labels, logits = answers.labels > 0.5, answers.logits
+    each = range(len(genres))
+
+    def average_precisions(rows):
+        chosen, scores = labels[rows], logits[rows]
+        return [scores_lib.average_precision(chosen[:, g], scores[:, g]) for g in each]
+
+    low, high = intervals.bootstrap(average_precisions, len(labels))
+    counts, num_predicted = labels.sum(axis=0), predicted.sum(axis=0)
+    num_right = (labels & predicted).sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN.
+        precision, recall = num_right / num_predicted, num_right / counts
+        f1 = 2 * num_right / (num_predicted + counts)
     scores = pd.DataFrame(
         {
             "num_train": np.asarray(train_counts),
             "num_evaluated": counts,
-            "average_precision": [
-                scores_lib.average_precision(labels[:, i], logits[:, i]) for i in range(len(genres))
-            ],
             "constant": counts / len(labels),
+            "average_precision": average_precisions(slice(None)),
+            "low": low,
+            "high": high,
+            "roc_auc": [scores_lib.roc_auc(labels[:, g], logits[:, g]) for g in each],
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
             "remark": [_remark(*both) for both in zip(train_counts, counts, strict=True)],
         },
         index=pd.Index(list(genres), name="genre"),
@@ -140,3 +160,100 @@ def top_genres(logits: np.ndarray, count: int = 3) -> list[tuple[int, float]]:
     """Returns the most probable genres of a poster, indices with scores, from logits [G]."""
     best = np.argsort(-logits, kind="stable")[:count]
     return [(int(i), float(1 / (1 + np.exp(-np.float64(logits[i]))))) for i in best]
+
+
+def precision_recall(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns recall and precision of each threshold, from the highest score down.
+
+    Args:
+        labels: [N], 0 or 1.
+        logits: float [N].
+
+    Returns:
+        Float64 [T] each, a threshold for each distinct logit.
+    """
+    order = np.argsort(-logits, kind="stable")
+    is_last_of_equals = np.append(np.diff(logits[order]) < 0, True)
+    num_right = np.cumsum(labels[order])[is_last_of_equals]
+    num_taken = np.arange(1, len(labels) + 1)[is_last_of_equals]
+    return num_right / labels.sum(), num_right / num_taken
+
+
+def calibration_bins(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean probability, share of ones and number of pairs in equal bins of probability.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        probabilities: float [N, G].
+        num_bins: B.
+
+    Returns:
+        [B] each; the first two are NaN where a bin is empty.
+    """
+    bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1).ravel()
+    counts = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN.
+        means, shares = (
+            np.bincount(bins, values.ravel(), num_bins) / counts
+            for values in (probabilities, labels)
+        )
+    return means, shares, counts
+
+
+def mistaken_shares(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Returns, of the posters with a genre and without another, in how many that is predicted.
+
+    Args:
+        labels: bool [N, G].
+        predicted: bool [N, G].
+
+    Returns:
+        Shares, float64 [G, G], the genre that they have first; NaN where there are no such posters.
+    """
+    has, has_not = labels.T.astype(float), (~labels).astype(float)
+    with np.errstate(invalid="ignore"):
+        return has @ (predicted & ~labels) / (has @ has_not)
+
+
+def joint_shares(values: np.ndarray) -> np.ndarray:
+    """Returns how many of the posters with a genre have another, float64 [G, G].
+
+    Args:
+        values: [N, G], 0 or 1, or probabilities, of which the expected numbers are taken.
+
+    Returns:
+        The genre that they have comes first; NaN where no poster has it, and on the diagonal.
+    """
+    values = np.float64(values)
+    with np.errstate(invalid="ignore"):
+        shares = values.T @ values / values.sum(axis=0)[:, None]
+    np.fill_diagonal(shares, np.nan)
+    return shares
+
+
+def probably_mislabelled(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Finds posters that may lack a genre or have one that is not theirs.
+
+    The rule is that of confident learning (Northcutt, Jiang and Chuang 2021,
+    https://arxiv.org/abs/1911.00068), genre by genre: a label is doubted if the model is surer of
+    its opposite than it is, on average, of posters that are labelled so.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        probabilities: float [N, G].
+
+    Returns:
+        Int [M, 2], poster and genre of each doubted label, the surest first.
+    """
+    labels = labels > 0.5
+    sureness = np.where(labels, 1 - probabilities, probabilities)  # Of the opposite.
+    with np.errstate(invalid="ignore"):
+        of_with = (probabilities * labels).sum(axis=0) / labels.sum(axis=0)
+        of_without = ((1 - probabilities) * ~labels).sum(axis=0) / (~labels).sum(axis=0)
+    doubted = np.argwhere(sureness >= np.where(labels, of_without, of_with))
+    # By how far it is over what it must be, as a missing genre is never as sure as a wrong one.
+    needed = np.where(labels, of_without, of_with)
+    excess = (sureness - needed)[tuple(doubted.T)] / (1 - needed)[tuple(doubted.T)]
+    return doubted[np.argsort(-excess, kind="stable")]

@@ -178,7 +178,7 @@ def describe(run: Run, without: Sequence[str] = ()) -> str:
     """
     recipes = []
     for i, config in enumerate(run.configs):
-        preset, changes = _preset_and_changes(config, begun_with=run.configs[i + 1 :])
+        preset, changes = _preset_and_changes(config, run.configs[i + 1 :])
         kept = [change for change in changes if change not in without]
         recipes.append(" ".join([f"--preset={preset}", *kept]))
     return " after ".join(recipes)
@@ -260,15 +260,5 @@ def _recipe(run: Run) -> str:
 def _preset_and_changes(
     config: config_lib.Config, begun_with: Sequence[config_lib.Config]
 ) -> tuple[str, list[str]]:
-    """Returns the nearest preset and the flags that make these settings of it."""
-    settings = config.to_json()
-    del settings["seed"]
-    if begun_with:
-        del settings["init_from"]
-    changes = {}
-    for name, preset in presets.PRESETS.items():
-        expected = config_lib.Config(**preset).to_json()
-        changes[name] = [
-            f"--{key}={value}" for key, value in settings.items() if value != expected[key]
-        ]
-    return min(changes.items(), key=lambda item: len(item[1]))
+    """Returns the nearest preset and the flags that make these settings of it, but the seed."""
+    return presets.nearest(config, without=("seed", "init_from") if begun_with else ("seed",))

@@ -15,7 +15,7 @@ _NUM_SHOWN = 3  # Most probable genres under a poster.
 
 
 def draw_learning_curves(records: pd.DataFrame) -> bytes:
-    """Draws loss, label accuracy and macro AP over the epochs.
+    """Draws loss, label accuracy, macro AP, learning rate and speed over the epochs.
 
     Args:
         records: of `directory.RunDirectory.read_history`.
@@ -24,20 +24,31 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
         A PNG: train against test, with the constant predictor's score as a line, and a line
         between the training of a head and what follows it.
     """
-    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(13, 7), layout="constrained")
     ends = records.groupby("phase")["epoch"].max().tolist()[:-1]
-    for axes, metric in zip(
-        figure.subplots(1, 3), ("loss", "label_accuracy", "macro_ap"), strict=True
-    ):
+    above, below = figure.subplots(2, 3)
+    for axes, metric in zip(above, ("loss", "label_accuracy", "macro_ap"), strict=True):
         for split, of_split in records.groupby("split", sort=False):
             (line,) = axes.plot(of_split["epoch"], of_split[metric], marker="o", label=split)
             constant = of_split[f"constant.{metric}"].iloc[-1]
             axes.axhline(
                 constant, color=line.get_color(), linestyle="--", label=f"constant, {split}"
             )
+        axes.set_title(scores.HEADINGS[metric])
+    trained = records.dropna(subset=["learning_rate"])
+    for axes, column, title in zip(
+        below,
+        ("learning_rate", "images_per_second"),
+        ("learning rate", "images/s in training"),
+        strict=False,
+    ):
+        axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
+        axes.set_ylim(bottom=0)
+        axes.set_title(title)
+    below[-1].axis("off")
+    for axes in (*above, *below[:-1]):
         for end in ends:
             axes.axvline(end + 0.5, color="gray", linestyle=":", label="the head alone before")
-        axes.set_title(scores.HEADINGS[metric])
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -1,11 +1,13 @@
 """A run's best model gone once through a split."""
 
+import io
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from poster_tfds import source
 from trainer import config as config_lib, steps
@@ -27,6 +29,7 @@ class Evaluated(NamedTuple):
     answers: answers_lib.Answers
     poster_ids: list[str]  # [N]
     leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
+    sizes: np.ndarray  # int [N, 2], width and height in pixels.
     target_precision: float  # For which thresholds are chosen; 0: for the best F1.
     decision: decision_lib.Decision | None  # Chosen on other posters, if there are any.
 
@@ -94,7 +97,7 @@ def evaluate_run(
     model, facts = checkpoints.restore_model(run_dir)
     train_digests, train_counts = _read_train(train)
     with evaluated.damage_named():
-        poster_ids, leaked = _read_ids(evaluated, train_digests)
+        poster_ids, leaked, sizes = _read_posters(evaluated, train_digests)
     # The order of answers is that of `Split.read`.
     eval_step = steps.make_eval_step(test_time.averaged(model, tta), tf.distribute.get_strategy())
     answers = []
@@ -127,6 +130,7 @@ def evaluate_run(
         answers[0],
         poster_ids,
         leaked,
+        sizes,
         target_precision,
         decision,
     )
@@ -177,10 +181,14 @@ def _read_train(train: splits.Split) -> tuple[set[bytes], np.ndarray]:
     return digests, counts
 
 
-def _read_ids(split: splits.Split, train_digests: set[bytes]) -> tuple[list[str], np.ndarray]:
-    """Returns each poster's Id and whether it is in the train split too, byte for byte."""
-    poster_ids, leaked = [], []
+def _read_posters(
+    split: splits.Split, train_digests: set[bytes]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Returns each poster's Id, whether it is in the train split too, and its size."""
+    poster_ids, leaked, sizes = [], [], []
     for example in split.read().as_numpy_iterator():
         poster_ids.append(example["poster_id"].decode())
         leaked.append(source.poster_digest(example["image"]) in train_digests)
-    return poster_ids, np.array(leaked)
+        with Image.open(io.BytesIO(example["image"])) as image:
+            sizes.append(image.size)
+    return poster_ids, np.array(leaked), np.array(sizes)

@@ -128,7 +128,7 @@ def compute_more_metrics(
     probabilities = 1 / (1 + np.exp(-np.clip(np.float64(logits), -500, 500)))
     occurring = labels.any(axis=0)
     is_mixed = np.flatnonzero(occurring & ~labels.all(axis=0))
-    areas = [_roc_auc(labels[:, g], logits[:, g]) for g in is_mixed]
+    areas = [roc_auc(labels[:, g], logits[:, g]) for g in is_mixed]
     of_genres = _f1(labels, predicted, axis=0)[occurring]
     return {
         "roc_auc": float(np.mean(areas)) if areas else math.nan,
@@ -142,8 +142,18 @@ def compute_more_metrics(
     }
 
 
-def _roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Returns the share of pairs of a positive and a negative in order; half, where alike."""
+def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Returns the share of pairs of a positive and a negative in order; half, where alike.
+
+    Args:
+        labels: bool [N].
+        scores: numbers [N].
+
+    Returns:
+        0 to 1; NaN without positives or without negatives.
+    """
+    if labels.all() or not labels.any():
+        return math.nan
     positives, negatives = scores[labels], np.sort(scores[~labels])
     below = np.searchsorted(negatives, positives) + np.searchsorted(negatives, positives, "right")
     return float(np.mean(below) / (2 * len(negatives)))
