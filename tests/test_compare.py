@@ -1,5 +1,7 @@
 """Runs are compared by the records they left, and joined where only their seeds differ."""
 
+import base64
+import re
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 from tests import conftest
 from trainer import config, presets
-from trainer.reports import answers, comparison
+from trainer.reports import answers, comparison, paired
 from trainer.run import directory
 
 CONSTANT = {"loss": 0.24, "label_accuracy": 0.9, "macro_ap": 0.1, "micro_ap": 0.3, "lrap": 0.5}
@@ -128,6 +130,39 @@ def test_the_interval_of_a_row_is_of_the_posters_that_all_its_seeds_answered_for
     assert table_of(*paths, without)[0]["95% of posters"] == ""
 
 
+def test_differences_are_those_on_the_same_posters(tmp_path):
+    """A run that is a little better on most posters surely is, though its interval overlaps."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 2)) < 0.3).astype(np.float32)
+    noise = rng.normal(size=labels.shape)
+    facts = {"split": "test", "step": 7, "tta": "none"}
+    paths = []
+    for size, strength in ((64, 1.4), (48, 1.3)):
+        path = write_run(tmp_path / str(size), [strength / 5], image_size=size)
+        given = answers.Answers(labels, noise + strength * labels)
+        answers.write(directory.RunDirectory(path), given, list("ab"), **facts)
+        paths.append(path)
+    without = write_run(tmp_path / "without", [0.1], image_size=96)
+    groups = comparison.group([comparison.read_run(path, "test") for path in [*paths, without]])
+    differences = comparison.make_differences(groups)
+    assert differences.index.tolist() == ["`--preset=reference --image_size=48`"]
+    better, worse = (run.answers for (run, *_) in groups[:2])
+    average_precision = sklearn_metrics.average_precision_score
+    expected = average_precision(labels, better.logits) - average_precision(labels, worse.logits)
+    value, low, high = map(float, re.findall(r"[+-][\d.]+", differences["macro AP"].iloc[0]))
+    assert value == pytest.approx(expected, abs=6e-5)
+    assert 0 < low < value < high
+    assert differences["macro AP"].iloc[0].endswith("*")
+    (low_of_better, _), (_, high_of_worse) = (
+        map(float, comparison.make_table(groups)["95% of posters"].iloc[i].split(" to "))
+        for i in range(2)
+    )
+    assert high_of_worse > low_of_better
+    same = paired.difference([better], [better])
+    np.testing.assert_array_equal(same, np.zeros_like(same))
+    assert comparison.DIFFERENCES in comparison.format_markdown(groups)
+
+
 def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_path):
     path = write_run(tmp_path / "run", [0.1, 0.2, 0.3, 0.4], validation=[0.2, 0.9, 0.3, 0.1])
     assert table_of(path)[0]["macro AP"] == "0.2000"
@@ -188,7 +223,9 @@ def test_the_command_prints_the_table_and_draws_the_curves(tmp_path):
         write_run(tmp_path / "fast", [0.2, 0.3], minutes=2, **presets.PRESETS["compact"]),
     ]
     plot = tmp_path / "plot.png"
-    result = conftest.run(sys.executable, "-m", "trainer.compare", *paths, f"--plot={plot}")
+    page = tmp_path / "page.html"
+    flags = (f"--plot={plot}", f"--page={page}")
+    result = conftest.run(sys.executable, "-m", "trainer.compare", *paths, *flags)
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "`--preset=compact`",
@@ -198,3 +235,6 @@ def test_the_command_prints_the_table_and_draws_the_curves(tmp_path):
     assert not result.stderr
     with PIL.Image.open(plot) as picture:
         assert picture.size == (1200, 600)
+    text = page.read_text()
+    assert '<th scope="row">--preset=compact</th>' in text
+    assert base64.b64encode(plot.read_bytes()).decode() in text

@@ -6,9 +6,9 @@ Runs that differ in their seed alone are one row: mean ± sample standard deviat
 over the seeds. A run's scores on --split are those of its best checkpoint by macro AP on the
 validation split, where it has one, else those of its last epoch. Minutes are those of the
 whole run, evaluation included; the time of the run that it began with (--init_from) is
-counted too, if its directory is there. Of runs that have a report of the split, the mean
-macro AP has its 95% interval over resamples of the posters. The last row is the constant
-predictor's.
+counted too, if its directory is there. The last row is the constant predictor's. Of runs that
+have a report of the split, the mean macro AP has its 95% interval over resamples of the
+posters, and a second table has the differences from the first row, with theirs.
 """
 
 import pathlib
@@ -20,6 +20,8 @@ from trainer import command_line
 
 _SPLIT = flags.DEFINE_string("split", "test", "Split on which the runs were evaluated.")
 _PLOT = flags.DEFINE_string("plot", "", "PNG to write: macro AP against minutes of training.")
+
+_PAGE = flags.DEFINE_string("page", "", "HTML file to write: table, differences and plot.")
 
 
 def main(arguments: list[str]) -> None:
@@ -34,12 +36,15 @@ def main(arguments: list[str]) -> None:
     groups = comparison.group(runs)
     if _PLOT.value:
         directory.write_atomically(pathlib.Path(_PLOT.value), comparison.draw(groups))
+    if _PAGE.value:
+        page = comparison.render(groups, _SPLIT.value)
+        directory.write_atomically(pathlib.Path(_PAGE.value), page)
     print(comparison.format_markdown(groups))
     for path in dict.fromkeys(run.configs[-1].init_from for run in runs):
         if path:
             print(f"\n{path}, with which a run began, is not there: its time is not counted.")
-    if _PLOT.value:
-        print(f"\nWrote {_PLOT.value}")
+    for written in filter(None, (_PLOT.value, _PAGE.value)):
+        print(f"\nWrote {written}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pandas as pd
 
 from poster_tfds.pages import rendering
 from trainer import config as config_lib, presets
-from trainer.reports import answers as answers_lib, intervals, scores as scores_lib
+from trainer.reports import answers as answers_lib, paired
 from trainer.run import directory as directory_lib
 
 _SCORES = {
@@ -22,6 +22,10 @@ _SCORES = {
     "lrap": "LRAP",
     "label_accuracy": "label accuracy",
 }
+DIFFERENCES = (
+    "By how much the first row is above the others, on the same posters; in brackets what 95% of "
+    "their resamples are between, and * where that is on one side of 0: more than chance."
+)
 # Of a time axis: past this ratio of the longest run to the first epoch it is logarithmic.
 _LOG_RATIO = 20
 
@@ -141,18 +145,32 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
 
 def _format_interval(members: Sequence[Run]) -> str:
     """Returns how far the mean macro AP of runs may be from that on other posters of the kind."""
-    if not all(run.answers for run in members):
+    answers = [run.answers for run in members]
+    if not paired.are_comparable(answers):
         return ""
-    labels = members[0].answers.labels
-    if any(not np.array_equal(run.answers.labels, labels) for run in members):
-        return ""  # Of a dataset that was built anew in between.
-
-    def mean_macro_ap(rows):
-        scores = [scores_lib.macro_ap(labels[rows], run.answers.logits[rows]) for run in members]
-        return [np.mean(scores)]
-
-    low, high = intervals.bootstrap(mean_macro_ap, len(labels))[:, 0]
+    low, high = paired.macro_ap_interval(answers)
     return f"{low:.3f} to {high:.3f}"
+
+
+def make_differences(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
+    """Returns by how much the first row differs from each other one, on the same posters.
+
+    Returns:
+        A row for each other group whose answers are there, a column for each of `paired.METRICS`:
+        the difference with its interval, and `*` where that is on one side of 0.
+    """
+    shared, first = shared_flags(groups), [run.answers for run in groups[0]]
+    rows = {}
+    for members in groups[1:]:
+        others = [run.answers for run in members]
+        if paired.are_comparable([*first, *others]):
+            of_metrics = zip(paired.METRICS, *paired.difference(first, others), strict=True)
+            rows[f"`{describe(members[0], without=shared)}`"] = {
+                _SCORES[name]: f"{difference:+.4f} ({low:+.4f} to {high:+.4f})"
+                + ("*" if low * high > 0 else "")
+                for name, difference, low, high in of_metrics
+            }
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("first row minus")
 
 
 def _mean_and_deviation(of_groups) -> np.ndarray:
@@ -163,10 +181,31 @@ def _mean_and_deviation(of_groups) -> np.ndarray:
 
 def format_markdown(groups: Sequence[Sequence[Run]]) -> str:
     """Returns the table as Markdown, under the flags that all rows share."""
-    table = make_table(groups).to_markdown(disable_numparse=True)
+    parts = [make_table(groups).to_markdown(disable_numparse=True)]
     if shared := shared_flags(groups):
-        return f"All with `{' '.join(shared)}`.\n\n{table}"
-    return table
+        parts.insert(0, f"All with `{' '.join(shared)}`.")
+    differences = make_differences(groups)
+    if len(differences):
+        parts += [DIFFERENCES, differences.to_markdown(disable_numparse=True)]
+    return "\n\n".join(parts)
+
+
+def render(groups: Sequence[Sequence[Run]], split: str) -> str:
+    """Returns the comparison as a page: one HTML file with everything in it."""
+    return rendering.render(
+        "comparison.html",
+        package="trainer.reports",
+        title=f"Runs on {split}",
+        shared=" ".join(shared_flags(groups)),
+        table=_without_backticks(make_table(groups)),
+        differences=_without_backticks(make_differences(groups)),
+        words=DIFFERENCES,
+        plot=draw(groups),
+    )
+
+
+def _without_backticks(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename(lambda name: name.strip("`"))
 
 
 def describe(run: Run, without: Sequence[str] = ()) -> str:

@@ -11,7 +11,7 @@ _MOST_POSTERS = 20_000  # Of a resample: scores of more would take minutes.
 
 
 def bootstrap(
-    score: Callable[[np.ndarray], Sequence[float]], num_posters: int, seed: int = 0
+    score: Callable[[np.ndarray], Sequence[float]], num_posters: int, lowest: float = 0.0
 ) -> np.ndarray:
     """Resamples posters with replacement and returns intervals of scores.
 
@@ -21,15 +21,15 @@ def bootstrap(
     the interval is narrowed by the square root of their share (Bickel, Goetze and van Zwet 1997).
 
     Args:
-        score: int [M], the numbers of posters, to their scores [K], which are never negative.
+        score: int [M], the numbers of posters, to their scores [K].
         num_posters: how many there are to choose from.
-        seed: of the resamples.
+        lowest: what no score can be below.
 
     Returns:
         The lower and upper ends, float64 [2, K], that 95% of the resamples are between in which
         the score is defined; NaN where there are none.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     size = min(num_posters, _MOST_POSTERS)
     resampled = np.array(
         [score(rng.integers(num_posters, size=size)) for _ in range(NUM_RESAMPLES)], np.float64
@@ -39,4 +39,4 @@ def bootstrap(
         warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice")
         ends = np.nanquantile(resampled, [tail, 1 - tail], axis=0) - np.nanmean(resampled, axis=0)
     of_all = np.asarray(score(np.arange(num_posters)), np.float64)
-    return np.maximum(of_all + ends * np.sqrt(size / num_posters), 0)
+    return np.maximum(of_all + ends * np.sqrt(size / num_posters), lowest)
