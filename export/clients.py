@@ -6,8 +6,9 @@ Each client's `ask` takes image files' bytes and returns an `Answer` for each.
 import collections
 import concurrent.futures
 import itertools
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from export import poster_files, server_client
 from export.answers import Answer, ServerError, SilentError, from_outputs
@@ -17,21 +18,45 @@ _NO_IMAGES = f"a folder without images ({', '.join(poster_files.SUFFIXES)})"
 _GONE = 3  # Requests in a row that find a server silent before it is no longer asked.
 
 
-class SavedModelClient:
-    """Asks a SavedModel in this process."""
+class LocalClient:
+    """Asks a model in this process."""
 
     sent_again = 0
 
-    def __init__(self, version: pathlib.Path):
+    def __init__(self, model, serve: Callable[..., dict]):
+        """Takes what answers.
+
+        Args:
+            model: what must be kept while it does: a signature alone does not keep it.
+            serve: its signature `serving_default`, of tensors.
+        """
+        self._model, self._serve = model, serve
+
+    @classmethod
+    def of_version(cls, version: str | os.PathLike) -> "LocalClient":
+        """Returns a client of a SavedModel, a version's directory."""
         import tensorflow as tf
 
-        self._tf = tf
-        self._model = tf.saved_model.load(str(version))  # The signature alone does not keep it.
-        self._serve = self._model.signatures[server_client.SIGNATURE]
+        model = tf.saved_model.load(os.fspath(version))
+        return cls(model, model.signatures[server_client.SIGNATURE])
+
+    @classmethod
+    def of_run(cls, run_dir: str | os.PathLike) -> "LocalClient":
+        """Returns a client of what a run would be exported as.
+
+        Raises:
+            config.UsageError: there is no run with a checkpoint in `run_dir`.
+        """
+        from export import saved_model
+
+        model, _, _ = saved_model.open_run(run_dir)
+        return cls(model, model.serving_default)
 
     def ask(self, images: list[bytes]) -> list[Answer]:
         """Returns an answer for each image."""
-        outputs = self._serve(image_bytes=self._tf.constant(images, self._tf.string))
+        import tensorflow as tf
+
+        outputs = self._serve(image_bytes=tf.constant(images, tf.string))
         return from_outputs({name: tensor.numpy() for name, tensor in outputs.items()})
 
 

@@ -21,6 +21,7 @@ from trainer import command_line
 _MODEL = flags.DEFINE_string(
     "model", None, "Directory of versions (the newest answers) or one version."
 )
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of a run, to ask without an export.")
 _SERVER = flags.DEFINE_string(
     "server", None, "Server to ask: HOST:PORT of its REST port, or grpc://HOST:PORT."
 )
@@ -95,8 +96,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    if (_MODEL.value is None) == (_SERVER.value is None):
-        sys.exit("Give either --model=DIR or --server=HOST:PORT.")
+    if [_MODEL.value, _RUN_DIR.value, _SERVER.value].count(None) != 2:
+        sys.exit("Give one of --model=DIR, --run_dir=DIR and --server=HOST:PORT.")
     if not arguments and not _LIST.value:
         sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
     if sum((_JSON.value, _CSV.value, _ANNOTATIONS.value)) > 1:
@@ -106,10 +107,12 @@ def _check_flags(arguments: list[str]) -> None:
 def _connect():
     if _SERVER.value:
         return clients.connect(_SERVER.value, _NAME.value, _TIMEOUT.value)
+    if _RUN_DIR.value:
+        return clients.LocalClient.of_run(_RUN_DIR.value)
     from export import saved_model
 
     try:
-        return clients.SavedModelClient(saved_model.resolve_version(_MODEL.value))
+        return clients.LocalClient.of_version(saved_model.resolve_version(_MODEL.value))
     except OSError as error:
         sys.exit(f"--model={_MODEL.value}: {error}")
 

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -52,18 +53,10 @@ def export_saved_model(
             every image that the export could be tried with, or the disk is full.
         RuntimeError: the SavedModel does not answer as the model does.
     """
-    model, facts = checkpoints.restore_model(run_dir)
-    run = directory.RunDirectory(run_dir)
-    split = _find_split(run)
+    run, split = directory.RunDirectory(run_dir), find_split(run_dir)
     if split and split.builder.info.metadata:
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
-    decision = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
-    if not decision:
-        why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses"
-        decision = decision_lib.undecided(facts["genres"], f"{why} them on a validation split.")
-    module = serving_model.ServingModel(
-        model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
-    )
+    module, facts, decision = open_run(run_dir, top_k, limits, tta)
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):
@@ -108,6 +101,38 @@ def published_versions(export_dir: str | os.PathLike) -> list[int]:
         for path in pathlib.Path(export_dir).iterdir()
         if path.name.isdecimal() and (path / "saved_model.pb").exists()
     )
+
+
+def open_run(
+    run_dir: str | os.PathLike,
+    top_k: int = 5,
+    limits: loading.Limits = _LIMITS,
+    tta: str = config_lib.NO_TTA,
+) -> tuple[serving_model.ServingModel, dict[str, Any], decision_lib.Decision]:
+    """Returns what is served of a run's best checkpoint, in float32, without exporting it.
+
+    Args:
+        run_dir: directory of a run.
+        top_k: genres that the signature `top_k` answers with.
+        limits: what an image may cost.
+        tta: variants of each image whose answers are averaged, of `config.TTA`.
+
+    Returns:
+        The model, the facts of `checkpoints.restore_model`, and what makes genres of its logits.
+
+    Raises:
+        config.UsageError: there is no run with a checkpoint in `run_dir`.
+    """
+    model, facts = checkpoints.restore_model(run_dir)
+    path = directory.RunDirectory(run_dir).thresholds
+    decision = decision_lib.read(path, step=facts["step"], tta=tta)
+    if not decision:
+        why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses"
+        decision = decision_lib.undecided(facts["genres"], f"{why} them on a validation split.")
+    module = serving_model.ServingModel(
+        model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
+    )
+    return module, facts, decision
 
 
 def resolve_version(path: str | os.PathLike) -> pathlib.Path:
@@ -183,9 +208,9 @@ def _accepted(
     return [poster for poster, ok in zip(posters, accepted, strict=True) if ok]
 
 
-def _find_split(run: directory.RunDirectory) -> splits.Split | None:
-    """Returns the split that the run was trained on, if it is still there."""
-    config, _ = run.read_config()
+def find_split(run_dir: str | os.PathLike) -> splits.Split | None:
+    """Returns the split that a run was trained on, if it is still there."""
+    config, _ = directory.RunDirectory(run_dir).read_config()
     try:
         return splits.open_split(config.dataset, config.data_dir, config.train_split)
     except config_lib.UsageError:

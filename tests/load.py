@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = itertools.islice(sorted(arguments.posters.glob("*.jpg")), 64)
     posters = [path.read_bytes() for path in paths]
-    local = clients.SavedModelClient(arguments.model)
+    local = clients.LocalClient.of_version(arguments.model)
     expected = [a.scores for a in local.ask(posters)]
     alone = [images_per_second(local, posters)]
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def main() -> None:
             print(f"The stand-in joined {np.mean(joined.batches):.1f} requests in the mean.")
 
 
-def images_per_second(client: clients.SavedModelClient, posters, seconds=10) -> float:
+def images_per_second(client: clients.LocalClient, posters, seconds=10) -> float:
     """Returns how many images the model alone answers, in batches of 32."""
     begin, answered = time.monotonic(), 0
     while (taken := time.monotonic() - begin) < seconds:

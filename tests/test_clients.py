@@ -30,7 +30,7 @@ def posters_bytes(synthetic_posters):
 
 def test_a_server_answers_as_the_saved_model_does(version, images, wire):
     images = [*images[:2], b"junk", *images[2:]]
-    expected = clients.SavedModelClient(version).ask(images)
+    expected = clients.LocalClient.of_version(version).ask(images)
     with wire("posters", stand_in_server.Model(version)) as address:
         answers = clients.connect(address, "posters", 60).ask(images)
     assert [bool(answer.error) for answer in answers] == [False, False, True, False, False, False]
@@ -77,7 +77,7 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
         assert len(jpeg) > 60_000
         (tmp_path / f"{i}.jpg").write_bytes(jpeg)
     posters = [tmp_path / f"{i % 10}.jpg" for i in range(96)]
-    local = clients.ask_all(clients.SavedModelClient(version), posters[:10], 10, 1)
+    local = clients.ask_all(clients.LocalClient.of_version(version), posters[:10], 10, 1)
     expected = {poster: answer.scores for poster, answer in local}
     assert len({str(scores) for scores in expected.values()}) == 10
     settings = tmp_path / "batching.config"

@@ -108,7 +108,10 @@ def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_p
     posters = list(poster_files.PosterFiles([tmp_path]))
     stored = [images.as_stored(content).jpeg for content in files.values()]
     with wire("posters", stand_in_server.Model(version)) as address:
-        for client in (clients.connect(address, "posters", 60), clients.SavedModelClient(version)):
+        for client in (
+            clients.connect(address, "posters", 60),
+            clients.LocalClient.of_version(version),
+        ):
             answers = dict(clients.ask_all(client, posters, len(posters), 1))
             assert answers.pop(tmp_path / "z.jpg").error.startswith("the JPEG is damaged inside")
             assert list(answers) == [tmp_path / name for name in files]
@@ -117,7 +120,7 @@ def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_p
 
 def test_larger_posters_are_reduced_as_the_dataset_did(version, tmp_path):
     (tmp_path / "a.jpg").write_bytes(test_images.LARGE)
-    client = clients.SavedModelClient(version)
+    client = clients.LocalClient.of_version(version)
     ((_, answer),) = clients.ask_all(client, [tmp_path / "a.jpg"], 1, 1, max_side=100)
     assert [answer] == client.ask([images.as_stored(test_images.LARGE, 100).jpeg])
     assert [answer] != client.ask([test_images.LARGE])
@@ -149,8 +152,11 @@ def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("x.jpg",), "either --model=DIR or --server"),
-        (("--model=a", "--server=b", "x.jpg"), "either --model=DIR or --server"),
+        (("x.jpg",), "Give one of --model=DIR, --run_dir=DIR and --server"),
+        (
+            ("--model=a", "--server=b", "x.jpg"),
+            "Give one of --model=DIR, --run_dir=DIR and --server",
+        ),
         (("--model=a",), "Name posters or folders"),
         (("--server=ftp://b:1", "x.jpg"), "--server=ftp://b:1: give HOST:PORT"),
         (("--server=b", "x.jpg"), "--server=b: give HOST:PORT"),

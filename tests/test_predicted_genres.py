@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import export
 from export import answers, clients, saved_model
 from tests import conftest, test_export
 from trainer.data import preprocessing
@@ -135,3 +136,31 @@ def test_an_export_from_before_thresholds_is_understood():
     (answer,) = answers.from_outputs(outputs)
     assert answer.genres == [answers.Genre("b", 0.7, 0.7, None), answers.Genre("a", 0.2, 0.2, None)]
     assert clients.Answer is answers.Answer
+
+
+def test_a_table_has_what_the_model_answers_for_each_poster(
+    decided_run, version, posters, expected, tmp_path
+):
+    """Of an export and of the run itself; a poster twice is two rows, a bad one has a reason."""
+    logits, decided = expected
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    paths = [*posters, tmp_path / "bad.jpg", posters[0]]
+    for path in (version.parent, decided_run):
+        frame = export.load(path)(map(str, paths), batch_size=5)
+        assert frame.index.tolist() == paths
+        names = list(decided.table.index)
+        scores = 1 / (1 + np.exp(-logits[[*range(12), 0]]))
+        good = frame[frame["error"] == ""]
+        np.testing.assert_allclose(good["score"][names], scores, atol=1e-5)
+        calibrated = decided.calibrate(logits)
+        np.testing.assert_allclose(good["calibrated"][names][:12], calibrated, atol=1e-5)
+        np.testing.assert_array_equal(good["predicted"][names][:12], decided.predict(logits))
+        assert frame["predicted"].to_numpy().dtype == bool
+        bad = frame.iloc[12]
+        assert bad["score"].isna().all() and not bad["predicted"].any()
+        assert bad[("error", "")].startswith("not an image that can be read")
+
+
+def test_a_run_is_asked_without_an_export(decided_run, version, posters):
+    of_run = predict(f"--run_dir={decided_run}", "--csv", *posters[:3])
+    assert of_run == predict(f"--model={version}", "--csv", *posters[:3])

@@ -160,7 +160,7 @@ def test_readmes_line_names_settings_that_are_there(server):
 def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
     images = [*posters[:3], b"junk", b"", *posters[3:6]]
     version = saved_model.resolve_version(server.export_dir)
-    expected = clients.SavedModelClient(version).ask(images)
+    expected = clients.LocalClient.of_version(version).ask(images)
     answers = clients.connect(getattr(server, wire), "posters", 60).ask(images)
     assert [answer.error for answer in answers] == [answer.error for answer in expected]
     assert sum(bool(answer.error) for answer in answers) == 2
@@ -246,7 +246,7 @@ def test_the_classify_api_answers_as_the_saved_model_does(server, posters):
 def test_a_second_version_takes_over_under_load_and_no_request_fails(server, run_dir, posters):
     """Bad images are mixed in; each client checks each of its answers."""
     version = saved_model.resolve_version(server.export_dir)
-    expected = [a.scores for a in clients.SavedModelClient(version).ask(posters)]
+    expected = [a.scores for a in clients.LocalClient.of_version(version).ask(posters)]
     stopped = threading.Event()
 
     def ask(seed):

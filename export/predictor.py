@@ -1,0 +1,76 @@
+"""Posters to a table of their genres, in one call."""
+
+import os
+import pathlib
+from collections.abc import Iterable
+
+from export import clients
+
+# Part of the table -> attribute of `answers.Genre`.
+_FIELDS = {"score": "score", "calibrated": "calibrated", "predicted": "is_predicted"}
+
+
+class Predictor:
+    """Answers for posters; see `load`."""
+
+    def __init__(self, client: clients.LocalClient):
+        """Takes what it asks."""
+        self._client = client
+
+    def __call__(
+        self,
+        paths: Iterable[str | os.PathLike],
+        batch_size: int = 8,
+        parallel: int = 4,
+        max_side: int = 0,
+    ):
+        """Returns the genres of posters.
+
+        Args:
+            paths: image files, as `python -m export.predict` takes them.
+            batch_size: posters that go through the model at once.
+            parallel: batches at a time.
+            max_side: that of the dataset, in pixels, if its larger posters were reduced.
+
+        Returns:
+            A pandas DataFrame, a row a poster, in their order, with two levels of columns:
+            `frame["score"]`, `frame["calibrated"]` and `frame["predicted"]` have a column a genre,
+            NaN for posters without an answer, and `frame["error"]` says why they have none.
+        """
+        import pandas as pd
+
+        paths = list(map(pathlib.Path, paths))
+        asked = clients.ask_all(self._client, dict.fromkeys(paths), batch_size, parallel, max_side)
+        answers = dict(asked)
+        in_order = [answers[path] for path in paths]
+        parts = {
+            part: pd.DataFrame(
+                [{genre.name: getattr(genre, field) for genre in a.genres} for a in in_order],
+                paths,
+            ).sort_index(axis="columns")
+            for part, field in _FIELDS.items()
+        }
+        parts["predicted"] = parts["predicted"] == True  # noqa: E712  (Nothing is no genre.)
+        frame = pd.concat(parts, axis="columns")
+        frame["error"] = [answer.error for answer in in_order]
+        return frame
+
+
+def load(path: str | os.PathLike) -> Predictor:
+    """Returns what answers for posters.
+
+        predictor = export.load("exports/imdb")
+        frame = predictor(["a.jpg", "b.jpg"])
+
+    Args:
+        path: a directory of versions, of which the newest answers, one version, or a run.
+
+    Raises:
+        config.UsageError: it is none of these.
+    """
+    from export import saved_model
+    from trainer.run import directory
+
+    if directory.RunDirectory(path).has_begun():
+        return Predictor(clients.LocalClient.of_run(path))
+    return Predictor(clients.LocalClient.of_version(saved_model.resolve_version(path)))
