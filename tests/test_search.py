@@ -239,7 +239,7 @@ def test_a_search_stopped_within_a_trial_goes_on_and_ends_with_the_best(data_dir
         best.append(records.loc[records["split"] == "train[80%:]", "macro_ap"].max())
         assert trial["best"]["macro_ap"] == best[-1]
     rows = re.findall(r"^\| (\d) +\| ([\d.]+)", printed, re.MULTILINE)
-    order = np.argsort(best)[::-1]
+    order = np.argsort([trial["best"]["loss"] for trial in trials])
     assert rows == [(str(i), f"{best[i]:.4f}") for i in order]
 
     winner = shlex.split(printed.strip().splitlines()[-1])

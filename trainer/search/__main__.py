@@ -39,7 +39,7 @@ _MAX_TRIALS = flags.DEFINE_integer(
 )
 _OBJECTIVE = flags.DEFINE_enum(
     "objective",
-    "macro_ap",
+    "loss",
     list(_HEADINGS),
     "What is best: the score on the validation split of a trial's best checkpoint.",
 )
