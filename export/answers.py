@@ -18,11 +18,6 @@ class Answer(NamedTuple):
     genres: list[Genre]  # Best first.
     error: str = ""  # Why there is none.
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """The genres' scores by their names, best first."""
-        return {genre.name: genre.score for genre in self.genres}
-
 
 class ServerError(RuntimeError):
     """A server has not answered a request as it should; the message says what is wrong."""

@@ -49,7 +49,7 @@ class LocalClient:
         """
         from export import saved_model
 
-        model, _, _ = saved_model.open_run(run_dir)
+        model = saved_model.open_run(run_dir).module
         return cls(model, model.serving_default)
 
     def ask(self, images: list[bytes]) -> list[Answer]:

@@ -34,8 +34,8 @@ class Predictor:
 
         Returns:
             A pandas DataFrame, a row a poster, in their order, with two levels of columns:
-            `frame["score"]`, `frame["calibrated"]` and `frame["predicted"]` have a column a genre,
-            NaN for posters without an answer, and `frame["error"]` says why they have none.
+            `frame["score"]`, `frame["calibrated"]` and `frame["predicted"]` have a column a genre.
+            Posters without an answer have NaN there, and no genre; `frame["error"]` says why.
         """
         import pandas as pd
 
@@ -50,7 +50,7 @@ class Predictor:
             ).sort_index(axis="columns")
             for part, field in _FIELDS.items()
         }
-        parts["predicted"] = parts["predicted"] == True  # noqa: E712  (Nothing is no genre.)
+        parts["predicted"] = parts["predicted"].eq(True)
         frame = pd.concat(parts, axis="columns")
         frame["error"] = [answer.error for answer in in_order]
         return frame

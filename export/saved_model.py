@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -53,10 +53,8 @@ def export_saved_model(
             every image that the export could be tried with, or the disk is full.
         RuntimeError: the SavedModel does not answer as the model does.
     """
-    run, split = directory.RunDirectory(run_dir), find_split(run_dir)
-    if split and split.builder.info.metadata:
-        limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
-    module, facts, decision = open_run(run_dir, top_k, limits, tta)
+    run, opened = directory.RunDirectory(run_dir), open_run(run_dir, top_k, limits, tta)
+    module, facts, limits = opened.module, opened.facts, opened.limits
     export_dir = directory.local_path(export_dir, "--export_dir")
     export_dir.mkdir(parents=True, exist_ok=True)
     with directory_lock.hold(export_dir):
@@ -64,7 +62,7 @@ def export_saved_model(
             shutil.rmtree(leftover)
         # A server takes only directories with integer names for versions.
         unfinished = export_dir / f"{_INCOMPLETE}{os.getpid()}"
-        posters = [*_real_posters(split), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
+        posters = [*_real_posters(opened.split), _drawn_jpeg(300, 444), _drawn_jpeg(97, 51)]
         posters = _accepted(module, posters, limits)
         try:
             signatures = {
@@ -79,7 +77,7 @@ def export_saved_model(
                     {**facts, "tta": tta},
                     run,
                     limits,
-                    decision,
+                    opened.decision,
                     posters[0],
                 )
             _check_answers_alike(unfinished, module, posters)
@@ -103,36 +101,46 @@ def published_versions(export_dir: str | os.PathLike) -> list[int]:
     )
 
 
+class OpenRun(NamedTuple):
+    """What is exported of a run."""
+
+    module: serving_model.ServingModel  # Of its best checkpoint, in float32.
+    facts: dict[str, Any]  # Of `checkpoints.restore_model`.
+    decision: decision_lib.Decision
+    limits: loading.Limits
+    split: splits.Split | None  # That it was trained on, if it is still there.
+
+
 def open_run(
     run_dir: str | os.PathLike,
     top_k: int = 5,
     limits: loading.Limits = _LIMITS,
     tta: str = config_lib.NO_TTA,
-) -> tuple[serving_model.ServingModel, dict[str, Any], decision_lib.Decision]:
-    """Returns what is served of a run's best checkpoint, in float32, without exporting it.
+) -> OpenRun:
+    """Returns what is exported of a run, to be asked without an export.
 
     Args:
         run_dir: directory of a run.
         top_k: genres that the signature `top_k` answers with.
-        limits: what an image may cost.
+        limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
         tta: variants of each image whose answers are averaged, of `config.TTA`.
-
-    Returns:
-        The model, the facts of `checkpoints.restore_model`, and what makes genres of its logits.
 
     Raises:
         config.UsageError: there is no run with a checkpoint in `run_dir`.
     """
     model, facts = checkpoints.restore_model(run_dir)
-    path = directory.RunDirectory(run_dir).thresholds
-    decision = decision_lib.read(path, step=facts["step"], tta=tta)
+    run = directory.RunDirectory(run_dir)
+    split = _find_split(run)
+    if split and split.builder.info.metadata:
+        limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
+    decision = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
     if not decision:
         why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses"
         decision = decision_lib.undecided(facts["genres"], f"{why} them on a validation split.")
     module = serving_model.ServingModel(
         model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
     )
-    return module, facts, decision
+    return OpenRun(module, facts, decision, limits, split)
 
 
 def resolve_version(path: str | os.PathLike) -> pathlib.Path:
@@ -208,9 +216,9 @@ def _accepted(
     return [poster for poster, ok in zip(posters, accepted, strict=True) if ok]
 
 
-def find_split(run_dir: str | os.PathLike) -> splits.Split | None:
+def _find_split(run: directory.RunDirectory) -> splits.Split | None:
     """Returns the split that a run was trained on, if it is still there."""
-    config, _ = directory.RunDirectory(run_dir).read_config()
+    config, _ = run.read_config()
     try:
         return splits.open_split(config.dataset, config.data_dir, config.train_split)
     except config_lib.UsageError:

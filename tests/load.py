@@ -40,7 +40,7 @@ def main() -> None:
     paths = itertools.islice(sorted(arguments.posters.glob("*.jpg")), 64)
     posters = [path.read_bytes() for path in paths]
     local = clients.LocalClient.of_version(arguments.model)
-    expected = [a.scores for a in local.ask(posters)]
+    expected = [scores_of(a) for a in local.ask(posters)]
     alone = [images_per_second(local, posters)]
     with contextlib.ExitStack() as stack:
         servers = [arguments.server]
@@ -76,6 +76,11 @@ def main() -> None:
             print(f"The stand-in joined {np.mean(joined.batches):.1f} requests in the mean.")
 
 
+def scores_of(answer) -> dict[str, float]:
+    """Returns the scores of a client's answer by the genres' names."""
+    return {genre.name: genre.score for genre in answer.genres}
+
+
 def images_per_second(client: clients.LocalClient, posters, seconds=10) -> float:
     """Returns how many images the model alone answers, in batches of 32."""
     begin, answered = time.monotonic(), 0
@@ -99,7 +104,7 @@ def load(client, posters, expected, batch_size, go_on, seed) -> np.ndarray:
         for i, answer in zip(chosen, answers, strict=True):
             assert (i is None) == bool(answer.error), answer
             if i is not None:
-                scores = answer.scores
+                scores = scores_of(answer)
                 difference = max(abs(expected[i][name] - scores[name]) for name in scores)
                 assert difference < _TOLERANCE, f"the scores differ by {difference}"
     return np.array(seconds)

@@ -18,7 +18,7 @@ pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `s
 import grpc
 
 from export import clients, server_client, serving_files
-from tests import conftest, stand_in_server, test_images
+from tests import conftest, load, stand_in_server, test_images
 from trainer import config
 
 
@@ -36,7 +36,7 @@ def test_a_server_answers_as_the_saved_model_does(version, images, wire):
     assert [bool(answer.error) for answer in answers] == [False, False, True, False, False, False]
     for ours, theirs in zip(answers, expected, strict=True):
         assert ours.error == theirs.error
-        assert ours.scores == pytest.approx(theirs.scores, abs=1e-6)
+        assert load.scores_of(ours) == pytest.approx(load.scores_of(theirs), abs=1e-6)
         scores = [genre.score for genre in ours.genres]
         assert scores == sorted(scores, reverse=True)
 
@@ -78,7 +78,7 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
         (tmp_path / f"{i}.jpg").write_bytes(jpeg)
     posters = [tmp_path / f"{i % 10}.jpg" for i in range(96)]
     local = clients.ask_all(clients.LocalClient.of_version(version), posters[:10], 10, 1)
-    expected = {poster: answer.scores for poster, answer in local}
+    expected = {poster: load.scores_of(answer) for poster, answer in local}
     assert len({str(scores) for scores in expected.values()}) == 10
     settings = tmp_path / "batching.config"
     settings.write_text(
@@ -91,7 +91,7 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
         answers = list(clients.ask_all(client, posters, batch_size=8, parallel=12))
     assert [poster for poster, _ in answers] == posters
     for poster, answer in answers:
-        assert answer.scores == pytest.approx(expected[poster], abs=1e-6)
+        assert load.scores_of(answer) == pytest.approx(expected[poster], abs=1e-6)
     assert sum(joined.batches) == 12 + 3  # Each was answered once.
     assert client.sent_again >= 3
 

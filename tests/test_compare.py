@@ -160,7 +160,7 @@ def test_differences_are_those_on_the_same_posters(tmp_path):
     assert high_of_worse > low_of_better
     same = paired.difference([better], [better])
     np.testing.assert_array_equal(same, np.zeros_like(same))
-    assert comparison.DIFFERENCES in comparison.format_markdown(groups)
+    assert comparison.DIFFERENCES in comparison.format_markdown(comparison.make_tables(groups))
 
 
 def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_path):
@@ -197,7 +197,7 @@ def test_flags_that_all_rows_share_stand_above_the_table(tmp_path):
         )
         for size in (64, 96)
     ]
-    lines = comparison.format_markdown(comparison.group(runs)).splitlines()
+    lines = comparison.format_markdown(comparison.make_tables(comparison.group(runs))).splitlines()
     assert lines[0] == "All with `--epochs=9`."
     for line, size in zip(lines[4:6], (64, 96), strict=True):
         cells = [cell.strip() for cell in line.split("|")]

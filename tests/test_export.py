@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from export import loading, saved_model
+from export import clients, loading, saved_model
 from tests import conftest, test_preprocessing
 from trainer import config, steps
 from trainer.data import pipeline, run_data, splits
@@ -196,6 +196,10 @@ def test_the_side_to_which_the_dataset_reduced_is_a_limit(run_dir, data_dir, tmp
     assert answer["ok"].tolist() == [True, False]
     assert b"python -m export.predict --max_side=150" in answer["error"][1]
     assert "No side of more than 150 pixels" in (version / "model_card.md").read_text()
+    # The run that is asked without an export refuses it too.
+    client = clients.LocalClient.of_run(tmp_path / "run")
+    (refused,) = client.ask([test_preprocessing.make_jpeg(100, 151)])
+    assert refused.error == answer["error"][1].decode()
 
 
 @pytest.mark.parametrize("flag", ["--run_dir", "--export_dir"])

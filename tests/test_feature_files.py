@@ -108,3 +108,7 @@ def test_what_could_not_be_written_whole_is_not_there(split, backbone, tmp_path,
     (folder / "values.npy").write_bytes((folder / "values.npy").read_bytes()[:-5])
     with pytest.raises(config_lib.UsageError, match=f"{folder} is damaged .*Remove it"):
         feature_files.read(tmp_path, about)
+    with pytest.raises(
+        config_lib.UsageError, match="--features_dir=gs://bucket: give a folder of a"
+    ):
+        feature_files.read("gs://bucket", about)

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import export
-from export import answers, clients, saved_model
-from tests import conftest, test_export
+from export import answers, saved_model
+from tests import conftest, stand_in_server, test_export
 from trainer.data import preprocessing
 from trainer.decisions import decision
 from trainer.run import checkpoints, directory
@@ -135,7 +135,23 @@ def test_an_export_from_before_thresholds_is_understood():
     outputs = {"genres": [["a", "b"]], "scores": [[0.2, 0.7]], "ok": [True], "error": [""]}
     (answer,) = answers.from_outputs(outputs)
     assert answer.genres == [answers.Genre("b", 0.7, 0.7, None), answers.Genre("a", 0.2, 0.2, None)]
-    assert clients.Answer is answers.Answer
+
+
+def test_an_export_from_before_thresholds_gives_no_annotations(version, posters):
+    """Without a word it would say that no poster has any genre."""
+    model = stand_in_server.Model(version)
+    model.run, run = lambda *name, **inputs: without(run(*name, **inputs)), model.run
+
+    def without(outputs):
+        return {name: value for name, value in outputs.items() if name != "predicted"}
+
+    with stand_in_server.SERVE["rest"]("old", model) as address:
+        command = (sys.executable, "-m", "export.predict", f"--server={address}", "--name=old")
+        result = conftest.run(*command, "--annotations", posters[0], check=False)
+        assert result.returncode == 1 and "give --threshold." in result.stderr
+        assert not result.stdout and "Traceback" not in result.stderr
+        taken = conftest.run(*command, "--annotations", "--threshold=0.5", posters[0])
+        assert len(taken.stdout.splitlines()) == 2
 
 
 def test_a_table_has_what_the_model_answers_for_each_poster(
@@ -159,6 +175,14 @@ def test_a_table_has_what_the_model_answers_for_each_poster(
         bad = frame.iloc[12]
         assert bad["score"].isna().all() and not bad["predicted"].any()
         assert bad[("error", "")].startswith("not an image that can be read")
+
+
+def test_a_table_without_any_answer_says_why_of_each(version, tmp_path):
+    predictor = export.load(version)
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    frame = predictor([tmp_path / "bad.jpg", tmp_path / "gone.jpg"])
+    assert frame["error"].str.len().min() > 0
+    assert predictor([]).empty
 
 
 def test_a_run_is_asked_without_an_export(decided_run, version, posters):

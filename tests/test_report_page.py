@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -12,10 +13,17 @@ from sklearn import metrics as sklearn_metrics
 
 from poster_tfds import splits, synthetic
 from tests import conftest
-from trainer import config
+from trainer import config, presets
 from trainer.data import preprocessing
 from trainer.decisions import decision
-from trainer.reports import analysis, answers as answers_lib, evaluated, page, report as report_lib
+from trainer.reports import (
+    analysis,
+    answers as answers_lib,
+    evaluated,
+    page,
+    report as report_lib,
+    sections,
+)
 from trainer.run import checkpoints
 
 NUM_POSTERS = 80
@@ -178,6 +186,49 @@ def test_thresholds_are_chosen_on_the_validation_split_and_another_run_can_take_
     (other / "config.json").write_text(json.dumps({**facts, "validation_split": half}))
     with pytest.raises(config.UsageError, match="its --image_size is 64, here it is 48"):
         evaluated.with_thresholds_of(without, other)
+
+
+def test_the_sentences_and_the_command_are_of_this_run(run_dir, data_dir):
+    given = evaluated.evaluate_run(run_dir, "test", str(data_dir))
+    described = report_lib.Report(given)
+    labels, logits = given.labels, given.logits
+    top = labels[np.arange(len(labels)), logits.argmax(axis=1)].mean()
+    commonest = given.base_rates.argmax()
+    how_good, at_what, where_not = sections.summarize(described)
+    average_precisions = sklearn_metrics.average_precision_score(labels, logits, average=None)
+    assert how_good.startswith(f"For {top:.0%} of {len(labels)} posters of test the genre with")
+    always = f"(always saying {synthetic.GENRES[commonest]}: {labels[:, commonest].mean():.0%})"
+    assert always in how_good
+    assert f"macro AP is {average_precisions.mean():.3f}, between" in how_good
+    assert f"(a constant: {labels.mean(axis=0).mean():.3f})" in how_good
+    best = average_precisions.argsort()[::-1][:3]
+    named = [f"{synthetic.GENRES[g]} (AP {average_precisions[g]:.2f})" for g in best]
+    assert at_what == f"It knows best: {', '.join(named)}."
+    is_unknown = described.genres["low"] <= described.genres["constant"]
+    for genre in synthetic.GENRES:
+        assert (genre in where_not) == is_unknown[genre] or not is_unknown.any()
+    # What trains it again, as the flags give it.
+    _, _, _, *flags = shlex.split(sections.describe_facts(described)["Trained by"])
+    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    again = dict(presets.PRESETS[values.pop("preset")])
+    assert values.pop("run_dir") == "RUN"
+    again |= {name: type(getattr(given.config, name))(value) for name, value in values.items()}
+    assert config.Config(**again) == given.config
+
+
+def test_doubted_labels_are_shown_with_the_doubt(report):
+    run_dir, _, text, _ = report
+    answered = evaluated.evaluate_run(run_dir, "test", run_dir.parent / "data")
+    described = report_lib.Report(answered)
+    doubted = analysis.probably_mislabelled(answered.labels, described.decided.calibrated)
+    shown = text.split("<h2>Probably mislabelled</h2>")[1].split("<h2>")[0]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, re.DOTALL)
+    assert len(captions) == min(len(doubted), 12) > 0
+    for caption, (poster, genre) in zip(captions, doubted, strict=False):
+        name = synthetic.GENRES[genre]
+        doubt = f"not {name}?" if answered.labels[poster, genre] else f"{name} too?"
+        assert caption.startswith(f"{answered.poster_ids[poster]}, loss ")
+        assert f"<br>{doubt}<br>" in caption
 
 
 def test_each_genre_has_its_counts_its_precision_and_the_constants(report, answers):

@@ -165,7 +165,7 @@ def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
     assert [answer.error for answer in answers] == [answer.error for answer in expected]
     assert sum(bool(answer.error) for answer in answers) == 2
     for ours, theirs in zip(answers, expected, strict=True):
-        assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+        assert load.scores_of(ours) == pytest.approx(load.scores_of(theirs), abs=1e-5)
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
@@ -219,7 +219,7 @@ def test_sixty_four_clients_are_answered_at_once(server, posters):
         answers = list(pool.map(lambda i: asking[i].ask([posters[i % 12]]), range(64)))
     assert not sum(client.sent_again for client in asking)
     for i, (answer,) in enumerate(answers):
-        assert answer.scores == pytest.approx(expected[i % 12].scores, abs=1e-5)
+        assert load.scores_of(answer) == pytest.approx(load.scores_of(expected[i % 12]), abs=1e-5)
 
 
 def server_client_of(server):
@@ -246,7 +246,7 @@ def test_the_classify_api_answers_as_the_saved_model_does(server, posters):
 def test_a_second_version_takes_over_under_load_and_no_request_fails(server, run_dir, posters):
     """Bad images are mixed in; each client checks each of its answers."""
     version = saved_model.resolve_version(server.export_dir)
-    expected = [a.scores for a in clients.LocalClient.of_version(version).ask(posters)]
+    expected = [load.scores_of(a) for a in clients.LocalClient.of_version(version).ask(posters)]
     stopped = threading.Event()
 
     def ask(seed):

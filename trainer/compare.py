@@ -20,7 +20,6 @@ from trainer import command_line
 
 _SPLIT = flags.DEFINE_string("split", "test", "Split on which the runs were evaluated.")
 _PLOT = flags.DEFINE_string("plot", "", "PNG to write: macro AP against minutes of training.")
-
 _PAGE = flags.DEFINE_string("page", "", "HTML file to write: table, differences and plot.")
 
 
@@ -34,12 +33,13 @@ def main(arguments: list[str]) -> None:
 
     runs = [comparison.read_run(path, _SPLIT.value) for path in arguments]
     groups = comparison.group(runs)
+    tables, plot = comparison.make_tables(groups), comparison.draw(groups)
     if _PLOT.value:
-        directory.write_atomically(pathlib.Path(_PLOT.value), comparison.draw(groups))
+        directory.write_atomically(pathlib.Path(_PLOT.value), plot)
     if _PAGE.value:
-        page = comparison.render(groups, _SPLIT.value)
+        page = comparison.render(tables, plot, _SPLIT.value)
         directory.write_atomically(pathlib.Path(_PAGE.value), page)
-    print(comparison.format_markdown(groups))
+    print(comparison.format_markdown(tables))
     for path in dict.fromkeys(run.configs[-1].init_from for run in runs):
         if path:
             print(f"\n{path}, with which a run began, is not there: its time is not counted.")

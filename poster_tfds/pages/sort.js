@@ -18,7 +18,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heading.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
       const compare = (a, b) => {
-        if (isWords) return sign * cell(a).localeCompare(cell(b));
+        // Numbers in words, as those with their deviation, by their size too.
+        const options = { numeric: true };
+        if (isWords) return sign * cell(a).localeCompare(cell(b), undefined, options);
         const [x, y] = [Number(cell(a)), Number(cell(b))]; // What is no number, a dash, comes last.
         if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
         return sign * (x - y);

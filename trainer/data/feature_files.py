@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from trainer import config as config_lib
 from trainer.data import features as features_lib, splits
+from trainer.run import directory
 
 
 def describe(
@@ -34,15 +35,12 @@ def describe(
     for weight in backbone.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     info = split.builder.info.splits[split.name]
-    files = {os.fspath(path): tf.io.gfile.stat(os.fspath(path)) for path in info.filepaths}
+    files = [(path.name, tf.io.gfile.stat(os.fspath(path))) for path in info.filepaths]
     return {
         "dataset": split.builder.info.full_name,
         "split": split.name,
         "num_examples": split.num_examples,
-        "files": [
-            [os.path.basename(path), status.length, status.mtime_nsec]
-            for path, status in files.items()
-        ],
+        "files": [[name, status.length, status.mtime_nsec] for name, status in files],
         "model": config.model,
         "weights": digest.hexdigest(),
         "precision": sorted({layer.compute_dtype for layer in backbone.layers}),
@@ -95,9 +93,10 @@ def write(features_dir: str, about: dict[str, Any], features: features_lib.Featu
         for name, array in features._asdict().items():
             np.save(incomplete / f"{name}.npy", array)
         (incomplete / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-        if not folder.exists():  # Another run may have been faster.
-            incomplete.rename(folder)
+        incomplete.rename(folder)
     except OSError as error:
+        if folder.exists():  # Another run was faster.
+            return
         raise config_lib.UsageError(
             f"--features_dir={features_dir}: features could not be written: {error.strerror}. "
             "Make room, or leave the flag out, and give the same command again."
@@ -108,4 +107,4 @@ def write(features_dir: str, about: dict[str, Any], features: features_lib.Featu
 
 def _folder(features_dir: str, about: dict[str, Any]) -> pathlib.Path:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return pathlib.Path(features_dir) / digest[:16]
+    return directory.local_path(features_dir, "--features_dir") / digest[:16]

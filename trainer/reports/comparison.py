@@ -179,28 +179,40 @@ def _mean_and_deviation(of_groups) -> np.ndarray:
     return np.stack([of_groups.agg(function).to_numpy(float) for function in functions], axis=1)
 
 
-def format_markdown(groups: Sequence[Sequence[Run]]) -> str:
-    """Returns the table as Markdown, under the flags that all rows share."""
-    parts = [make_table(groups).to_markdown(disable_numparse=True)]
-    if shared := shared_flags(groups):
-        parts.insert(0, f"All with `{' '.join(shared)}`.")
-    differences = make_differences(groups)
-    if len(differences):
-        parts += [DIFFERENCES, differences.to_markdown(disable_numparse=True)]
+class Tables(NamedTuple):
+    """What is said of groups of runs."""
+
+    shared: str  # Flags that all rows have beside their presets.
+    scores: pd.DataFrame  # Of `make_table`.
+    differences: pd.DataFrame  # Of `make_differences`; may be empty.
+
+
+def make_tables(groups: Sequence[Sequence[Run]]) -> Tables:
+    """Returns the tables of a comparison; its intervals take seconds, a few for each run."""
+    return Tables(" ".join(shared_flags(groups)), make_table(groups), make_differences(groups))
+
+
+def format_markdown(tables: Tables) -> str:
+    """Returns the tables as Markdown, under the flags that all rows share."""
+    parts = [tables.scores.to_markdown(disable_numparse=True)]
+    if tables.shared:
+        parts.insert(0, f"All with `{tables.shared}`.")
+    if len(tables.differences):
+        parts += [DIFFERENCES, tables.differences.to_markdown(disable_numparse=True)]
     return "\n\n".join(parts)
 
 
-def render(groups: Sequence[Sequence[Run]], split: str) -> str:
+def render(tables: Tables, plot: bytes, split: str) -> str:
     """Returns the comparison as a page: one HTML file with everything in it."""
     return rendering.render(
         "comparison.html",
         package="trainer.reports",
         title=f"Runs on {split}",
-        shared=" ".join(shared_flags(groups)),
-        table=_without_backticks(make_table(groups)),
-        differences=_without_backticks(make_differences(groups)),
+        shared=tables.shared,
+        table=_without_backticks(tables.scores),
+        differences=_without_backticks(tables.differences),
         words=DIFFERENCES,
-        plot=draw(groups),
+        plot=plot,
     )
 
 
