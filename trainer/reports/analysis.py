@@ -156,6 +156,27 @@ def false_positives(labels: np.ndarray, logits: np.ndarray, genre: int, count: i
     return without[np.argsort(-logits[without, genre], kind="stable")[:count]]
 
 
+def surest(
+    labels: np.ndarray, logits: np.ndarray, is_right: bool, count: int
+) -> list[tuple[int, int]]:
+    """Returns the surest right or wrong answers of different genres, the surest first.
+
+    Args:
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        is_right: whether the posters have the genre, or have not.
+        count: how many answers, fewer if there are not as many genres with such posters.
+
+    Returns:
+        A poster's and a genre's number for each answer.
+    """
+    wanted = (labels > 0.5) == is_right
+    posters = np.where(wanted, logits, -np.inf).argmax(axis=0)
+    genres = np.flatnonzero(wanted.any(axis=0))
+    order = np.argsort(-logits[posters[genres], genres], kind="stable")[:count]
+    return [(int(posters[genre]), int(genre)) for genre in genres[order]]
+
+
 def top_genres(logits: np.ndarray, count: int = 3) -> list[tuple[int, float]]:
     """Returns the most probable genres of a poster, indices with scores, from logits [G]."""
     best = np.argsort(-logits, kind="stable")[:count]

@@ -1,0 +1,162 @@
+"""What a genre rests on is where its sign is, in numbers and in pictures."""
+
+import csv
+import io
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from poster_tfds import synthetic
+from trainer.data import preprocessing
+from trainer.reports import analysis, evidence as evidence_lib
+
+CELLS = evidence_lib.NUM_CELLS
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (3, 6), (7, 7)])
+def test_a_map_is_highest_in_the_cell_that_an_answer_rests_on(cell):
+    """A black poster with a white pixel in the middle of a cell, whose level is the logit."""
+    pixels = np.zeros((97, 51, 3), np.uint8)
+    row, column = (int((at + 0.5) * side / CELLS) for at, side in zip(cell, (97, 51), strict=True))
+    pixels[row, column] = 255
+    seen = []
+
+    def answer(images):
+        seen.append(len(images))
+        level = images[:, row, column, 0] / 255
+        return np.stack([level, -2 * level, 0 * level], axis=1)
+
+    evidence = evidence_lib.occlude(answer, pixels)
+    assert sum(seen) == evidence_lib.NUM_PASSES == 82
+    # Of the four patches over a cell as many hide the pixel.
+    near = [np.maximum(0, 1 - np.abs(np.arange(CELLS) - at) / 2) for at in cell]
+    expected = np.outer(*near)
+    np.testing.assert_allclose(evidence.map_of(0), expected)
+    np.testing.assert_allclose(evidence.map_of(1), -2 * expected)
+    assert not evidence.map_of(2).any()
+    place = evidence.strongest(0)
+    assert evidence.hidden[place][0] == 0
+    assert all(at <= patch <= at + 1 for at, patch in zip(cell, place, strict=True))
+    assert evidence.describe(0) == ("0.73", "0.50 with the framed part hidden")
+    assert evidence.strongest(1) is None
+    assert evidence.describe(1) == ("0.12", "hiding no part lowers it")
+
+
+def test_a_poster_is_hidden_in_its_mean_colour_and_large_ones_go_few_at_a_time():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2048, 1024, 3)).astype(np.uint8)
+    sizes, middles = [], []
+
+    def answer(images):
+        sizes.append(len(images))
+        middles.extend(images[:, 1023, 511])
+        return np.zeros((len(images), 1))
+
+    evidence_lib.occlude(answer, pixels)
+    assert max(sizes) == 2
+    hidden = [not np.array_equal(middle, pixels[1023, 511]) for middle in middles]
+    assert sum(hidden) == 4
+    mean = np.round(pixels.reshape(-1, 3).mean(axis=0))
+    assert all(np.array_equal(middles[i], mean) for i in np.flatnonzero(hidden))
+
+
+@pytest.fixture(scope="module")
+def learnt(synthetic_posters):
+    """A network that knows the signs of the genres, and posters that it has not seen.
+
+    Returns:
+        A function of pixels to logits; a poster's pixels and genres, of each.
+    """
+    with (synthetic_posters / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    files = [synthetic_posters / "Images" / f"{row['Id']}.jpg" for row in rows]
+    images = np.stack([preprocessing.decode_and_resize(file.read_bytes(), 48) for file in files])
+    labels = np.array([[float(row[genre]) for genre in synthetic.GENRES] for row in rows])
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((48, 48, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(32, 3, 2, activation="relu"),
+            keras.layers.Conv2D(32, 3, 2, activation="relu"),
+            keras.layers.GlobalMaxPooling2D(),
+            keras.layers.Dense(len(synthetic.GENRES)),
+        ]
+    )
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(5e-3), loss)
+    model.fit(images[40:], labels[40:], batch_size=32, epochs=15, verbose=0)
+    return tf.function(model), list(zip(images[:40], labels[:40], strict=True))
+
+
+def cells_of_sign(pixels, genre):
+    """Returns which cells a genre's sign is in, by its colour, bool [CELLS, CELLS]."""
+    colour, _ = synthetic._SIGNS[synthetic.GENRES[genre]]
+    is_sign = np.abs(pixels.astype(int) - colour).sum(axis=2) < 80
+    size = len(pixels) // CELLS
+    return is_sign.reshape(CELLS, size, CELLS, size).mean(axis=(1, 3)) > 0.1
+
+
+def test_maps_of_what_has_learnt_point_at_the_signs_of_the_genres(learnt):
+    answer, posters = learnt
+    hits, misses, others = 0, 0, 0
+    for pixels, labels in posters:
+        evidence = evidence_lib.occlude(answer, pixels)
+        own = np.flatnonzero(labels)
+        for genre in own:
+            at_highest = np.unravel_index(evidence.map_of(genre).argmax(), (CELLS, CELLS))
+            is_hit = cells_of_sign(pixels, genre)[at_highest]
+            hits, misses = hits + is_hit, misses + (not is_hit)
+            others += any(cells_of_sign(pixels, g)[at_highest] for g in own if g != genre)
+    assert hits > 60
+    assert misses < 0.15 * hits
+    assert others < 0.15 * hits
+
+
+def test_a_picture_is_orange_where_the_poster_speaks_for_a_genre_and_blue_where_against():
+    """Whatever its ground is, and elsewhere neither black nor white; the part is framed."""
+    hidden = np.zeros((CELLS + 1, CELLS + 1, 1))
+    hidden[1:3, 1:3], hidden[6:8, 6:8] = -1, 1
+    evidence = evidence_lib.Evidence(np.zeros(1), hidden)
+    for ground in (0, 255):
+        poster = io.BytesIO()
+        Image.new("RGB", (300, 400), (ground,) * 3).save(poster, "JPEG")
+        pair = Image.open(io.BytesIO(evidence_lib.draw_pair(poster.getvalue(), evidence, 0)))
+        assert pair.size == (610, 400)
+        assert pair.getpixel((150, 200)) == (ground,) * 3
+        # In the middles of cells (1, 1), (3, 5) and (6, 6) of the map.
+        red, _, blue = pair.getpixel((310 + 56, 75))
+        assert red - blue > 120
+        red, green, blue = pair.getpixel((310 + 206, 175))
+        assert max(red, green, blue) - min(red, green, blue) < 12 and 60 < green < 240
+        red, _, blue = pair.getpixel((310 + 243, 325))
+        assert blue - red > 120
+        levels = np.asarray(pair.convert("L"))
+        assert levels[[2, 98], 310 + 37].min() > 200 > levels[50, 310 + 37]
+
+
+def test_a_name_is_over_its_map_whatever_it_is_and_none_over_the_poster():
+    poster = io.BytesIO()
+    Image.new("RGB", (30, 44), "gray").save(poster, "JPEG")
+    evidence = evidence_lib.Evidence(np.zeros(2), np.zeros((CELLS + 1, CELLS + 1, 2)))
+    picture = evidence_lib.draw(poster.getvalue(), evidence, {1: "R$_$", 0: "<Noir>"})
+    top = pixels_of(io.BytesIO(picture))[:40].mean(axis=2)
+    has_text = (top < 100).any(axis=0)
+    assert not has_text[:300].any()
+    assert has_text[330:550].any() and has_text[640:860].any()
+
+
+def pixels_of(png):
+    with Image.open(png) as image:
+        return np.asarray(image.convert("RGB"), float)
+
+
+def test_the_surest_answers_are_of_different_genres():
+    labels = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 1]])
+    logits = np.array([[3.0, 9, -1], [2, -4, 0], [5, 1, -2]])
+    assert analysis.surest(labels, logits, True, 9) == [(0, 0), (1, 2), (1, 1)]
+    assert analysis.surest(labels, logits, False, 9) == [(0, 1), (2, 0)]
+    assert analysis.surest(labels, logits, False, 1) == [(0, 1)]
