@@ -272,6 +272,38 @@ def test_the_page_is_one_file_and_begins_with_the_worst_poster(report, answers):
     assert marked == {poster_ids[i] for i in np.flatnonzero(leaked)}
 
 
+def test_the_surest_answers_are_explained_right_ones_first(report, answers):
+    run_dir, _, text, expected = report
+    poster_ids, labels, probabilities, _ = answers
+    section = text.split("<h2>What the surest answers rest on</h2>")[1]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section, re.DOTALL)
+    lines = []
+    for is_right in (True, False):
+        found = np.where(labels == is_right, probabilities, 0)
+        best = found.max(axis=0)
+        for genre in np.argsort(-best)[:4]:
+            answer = f"{synthetic.GENRES[genre]} {best[genre]:.2f}"
+            answer = f"<b>{answer}</b>" if is_right else answer
+            lines.append((poster_ids[found[:, genre].argmax()], answer, genre))
+    assert len(captions) == len(lines) == 8
+    for caption, (poster_id, answer, _) in zip(captions, lines, strict=True):
+        assert caption.startswith(f"{poster_id}, <i>") and f"\n{answer}, " in caption
+    # What hiding does to the first, patch by patch.
+    poster_id, _, genre = lines[0]
+    model, facts = checkpoints.restore_model(run_dir)
+    size = facts["image_size"]
+    pixels = preprocessing.decode_and_resize(expected[poster_id][0].read_bytes(), size).numpy()
+    without = []
+    for top in range(-size // 8, size, size // 8):
+        for left in range(-size // 8, size, size // 8):
+            hidden = pixels.copy()
+            rows, columns = (slice(max(at, 0), at + size // 4) for at in (top, left))
+            hidden[rows, columns] = np.round(pixels.mean(axis=(0, 1)))
+            without.append(hidden)
+    logits = np.float64(model(np.stack(without), training=False)[:, genre])
+    assert f"{1 / (1 + np.exp(-logits.min())):.2f} with the framed part hidden" in captions[0]
+
+
 def test_a_split_or_a_dataset_that_is_not_there_is_refused(report):
     run_dir, _, _, _ = report
     with pytest.raises(config.UsageError, match="has no split 'holdout'; it has"):

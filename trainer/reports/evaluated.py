@@ -32,6 +32,7 @@ class Evaluated(NamedTuple):
     sizes: np.ndarray  # int [N, 2], width and height in pixels.
     target_precision: float  # For which thresholds are chosen; 0: for the best F1.
     decision: decision_lib.Decision | None  # Chosen on other posters, if there are any.
+    model: Callable[..., tf.Tensor]  # What answered: uint8 [N, S, S, 3] to logits [N, G].
 
     @property
     def labels(self) -> np.ndarray:
@@ -52,6 +53,11 @@ class Evaluated(NamedTuple):
     def step(self) -> int:
         """The step that the model is of."""
         return self.facts["step"]
+
+    def genres_of(self, poster: int) -> str:
+        """Returns the genres of the poster with this number, in words."""
+        names = [self.facts["genres"][genre] for genre in np.flatnonzero(self.labels[poster])]
+        return ", ".join(names) or "no genre"
 
     def read_posters(self, wanted: Iterable[int]) -> dict[int, bytes]:
         """Returns the JPEGs of the posters with these numbers in the split."""
@@ -99,7 +105,8 @@ def evaluate_run(
     with evaluated.damage_named():
         poster_ids, leaked, sizes = _read_posters(evaluated, train_digests)
     # The order of answers is that of `Split.read`.
-    eval_step = steps.make_eval_step(test_time.averaged(model, tta), tf.distribute.get_strategy())
+    model = test_time.averaged(model, tta)
+    eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
     answers = []
     for each in dict.fromkeys([split, facts["validation_split"] or split]):
         asked = splits.Split(train.builder, each)
@@ -133,6 +140,7 @@ def evaluate_run(
         sizes,
         target_precision,
         decision,
+        model,
     )
 
 

@@ -75,12 +75,11 @@ def _describe_doubt(report: Report, poster: int, genre: int) -> str:
 def _describe_poster(report: Report, losses: np.ndarray, i: int) -> dict[str, Any]:
     evaluated = report.evaluated
     genres = evaluated.facts["genres"]
-    its_own = [genres[g] for g in np.flatnonzero(evaluated.labels[i])]
     return {
         "id": evaluated.poster_ids[i],
         "loss": losses[i],
         "is_leaked": evaluated.leaked[i],
-        "genres": ", ".join(its_own) or "no genre",
+        "genres": evaluated.genres_of(i),
         "answers": [
             {"genre": genres[g], "score": score, "is_right": bool(evaluated.labels[i, g])}
             for g, score in analysis.top_genres(evaluated.logits[i])

@@ -11,6 +11,7 @@ from trainer.reports import (
     answers,
     curves,
     evaluated as evaluated_lib,
+    explained,
     galleries,
     plots,
     report as report_lib,
@@ -80,4 +81,5 @@ def render(report: report_lib.Report) -> str:
         plots=plots.draw_all(report),
         curves=curves.draw_learning_curves(evaluated.run.read_history()),
         galleries=galleries.choose(report),
+        explained=explained.explain(evaluated),
     )
