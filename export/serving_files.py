@@ -150,6 +150,7 @@ def warmup_requests(image: bytes, image_size: int) -> list[Any]:
             ("serving_default", "image_bytes", images),
             ("top_k", "image_bytes", images),
             ("pixels", "pixels", pixels),
+            ("embed", "image_bytes", images),
         ):
             request = predict_pb2.PredictRequest()
             request.model_spec.signature_name = signature

@@ -11,14 +11,15 @@ from export import loading
 from trainer import config as config_lib
 from trainer.data import preprocessing, test_time
 from trainer.decisions import decision as decision_lib
+from trainer.models import ends
 
 
 class ServingModel(tf.Module):
-    """Images in, genres with their scores out.
+    """Images in, genres with their scores, or features, out.
 
     Every signature answers row by row: a row whose image cannot be read has `ok` false,
-    the reason in `error`, scores of 0 and no predicted genre, and the other rows are what they
-    would be without it.
+    the reason in `error`, scores and features of 0 and no predicted genre, and the other rows are
+    what they would be without it.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class ServingModel(tf.Module):
             tta: variants of each image whose answers are averaged, of `config.TTA`.
         """
         super().__init__(name="poster_genres")
-        # Behind a function: tf.Module would track the model too and, Keras 3 wrapping
-        # its variables, store every weight twice (keras#23553).
-        answer = test_time.averaged(model, tta)
-        self._logits = lambda pixels: answer(pixels, training=False)
+        genres = tuple(decision.table.index)
+        extractor = ends.feature_extractor(model)
+        self._logits = _inference(test_time.averaged(model, tta), len(genres))
+        self._features = _inference(extractor, extractor.output_shape[-1])
         self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
-        self._genres = tuple(decision.table.index)
+        self._genres = genres
         self._slopes, self._intercepts, self._thresholds = (
             decision.table[name].to_numpy(np.float32)
             for name in ("slope", "intercept", "threshold")
@@ -62,7 +63,7 @@ class ServingModel(tf.Module):
     @property
     def signatures(self) -> dict[str, Callable]:
         """The functions by the names under which they are served."""
-        names = ("serving_default", "top_k", "classify", "pixels")
+        names = ("serving_default", "top_k", "classify", "pixels", "embed")
         return {name: getattr(self, name) for name in names}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
@@ -127,27 +128,34 @@ class ServingModel(tf.Module):
         """
         scores = tf.cond(
             tf.size(pixels) > 0,
-            lambda: tf.sigmoid(self._answer(self._resize(pixels))),
+            lambda: tf.sigmoid(self._logits(self._resize(pixels))),
             lambda: tf.zeros([tf.shape(pixels)[0], len(self._genres)]),
         )
         return {"scores": scores, "genres": self._names(scores)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what the model's head makes genres of, for each image; `tta` leaves it as it is.
+
+        Args:
+            image_bytes: string [N], JPEGs or PNGs of any size.
+
+        Returns:
+            features: float32 [N, F], alike for images that the model takes for alike;
+            ok: bool [N]; error: string [N].
+        """
+        status, pixels = self.load(image_bytes)
+        is_loaded = (status == loading.LOADED)[:, None]
+        features = tf.where(is_loaded, self._features(pixels), 0)
+        return {"features": features, **self._verdict(status)}
+
     def _names(self, answers: tf.Tensor) -> tf.Tensor:
         return tf.tile([self._genres], [tf.shape(answers)[0], 1])
-
-    def _answer(self, pixels: tf.Tensor) -> tf.Tensor:
-        """Returns the logits [N, G] of pixels."""
-        # oneDNN's convolution of an empty batch has the wrong number of channels.
-        return tf.cond(
-            tf.shape(pixels)[0] > 0,
-            lambda: self._logits(pixels),
-            lambda: tf.zeros([0, len(self._genres)]),
-        )
 
     def _answer_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the logits [N, G] and the status [N] of images."""
         status, pixels = self.load(images)
-        return self._answer(pixels), status
+        return self._logits(pixels), status
 
     def _decide(self, logits: tf.Tensor, status: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns scores, calibrated scores and predicted genres, each [N, G]."""
@@ -167,3 +175,21 @@ class ServingModel(tf.Module):
         """Returns each image's status and pixels, as `loading.ImageLoader.load` does."""
         with tf.device("CPU"):  # The pixels of training were made on a CPU.
             return self._loader.load(images)
+
+
+def _inference(network: Callable[..., tf.Tensor], width: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function of pixels, uint8 [N, S, S, 3], to what a network answers, [N, width].
+
+    A function and not the network, since tf.Module would track a Keras model too and, Keras 3
+    wrapping its variables, store every weight twice (keras#23553).
+    """
+
+    def answer(pixels):
+        # oneDNN's convolution of an empty batch has the wrong number of channels.
+        return tf.cond(
+            tf.shape(pixels)[0] > 0,
+            lambda: network(pixels, training=False),
+            lambda: tf.zeros([0, width]),
+        )
+
+    return answer

@@ -161,6 +161,9 @@ def test_every_signature_answers_any_batch(served, num_images):
     np.testing.assert_array_equal(classified["classes"], answer["genres"])
     np.testing.assert_allclose(classified["scores"], answer["scores"], atol=1e-6)
 
+    embedded = served.run("embed", image_bytes=images)
+    assert embedded["features"].shape == (num_images, 128) and embedded["ok"].all()
+
     noise = np.random.default_rng(0).integers(0, 256, (num_images, 50, 70, 3)).astype(np.uint8)
     jpegs = [test_images.encode(Image.fromarray(image), "JPEG") for image in noise]
     pixels = np.array([test_images.pixels(jpeg) for jpeg in jpegs]).reshape(noise.shape)
@@ -254,9 +257,10 @@ def test_the_warmup_requests_are_answered(version, served, synthetic_posters):
             answer = served.run(request.model_spec.signature_name, **inputs)
             assert answer.get("ok", np.array(True)).all()
             assert posters.issuperset(inputs.get("image_bytes", np.array([])).tolist())
-        asked.add((request.model_spec.signature_name, len(answer["scores"])))
-        assert (answer["scores"] > 0).all()
-    signatures = {"serving_default", "top_k", "classify", "pixels"}
+        outputs = answer["features" if "features" in answer else "scores"]
+        asked.add((request.model_spec.signature_name, len(outputs)))
+        assert outputs.any(axis=1).all()
+    signatures = {"serving_default", "top_k", "classify", "pixels", "embed"}
     assert asked == {(name, size) for name in signatures for size in (1, 8, 32)}
 
 
@@ -268,8 +272,8 @@ def test_the_signatures_are_those_of_readmes_table(served):
         .split("\n\n")[0]
     )
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
-    assert [row[0] for row in rows] == ["serving_default", "top_k", "classify", "pixels"]
-    lengths = {"N": None, "H": None, "W": None, "3": 3, "G": 8, "K": 3}
+    assert [row[0] for row in rows] == ["serving_default", "top_k", "classify", "pixels", "embed"]
+    lengths = {"N": None, "H": None, "W": None, "3": 3, "G": 8, "K": 3, "F": 128}
     for name, *documented in rows:
         signature = served.signatures[name]
         for text, tensors in zip(documented, (signature.inputs, signature.outputs), strict=True):

@@ -78,6 +78,10 @@ def test_an_export_answers_with_the_mean_and_says_so(posters, run_dir, tmp_path)
     served = tf.saved_model.load(str(tmp_path / "1"))
     of_pixels = served.signatures["pixels"](pixels=tf.constant(pixels))["scores"]
     np.testing.assert_allclose(of_pixels, expected, atol=1e-5)
+    # Features are of the posters as they are: `logits` makes of them what it does of those.
+    features = served.signatures["embed"](image_bytes=tf.constant(jpegs))["features"]
+    of_posters = model.get_layer("logits")(features)
+    np.testing.assert_allclose(of_posters, expected_logits(model, pixels, "none"), atol=1e-4)
     card = (tmp_path / "1" / "model_card.md").read_text()
     assert "- Answers: mean logits of each poster and its mirror image (--tta=mirror)." in card
     assert "trainer.report_page --tta=mirror`\nmeasures" in card

@@ -1,4 +1,4 @@
-"""What models begin and end with: posters as they come, and a head on a backbone's features."""
+"""What models begin and end with: posters as they come, and a head on features."""
 
 import re
 
@@ -43,6 +43,21 @@ def with_head(
     pixels = pixel_input(config)
     logits = keras.Sequential(head, name="head")(backbone(pixels))
     return keras.Model(pixels, logits, name=re.sub(r"[^\w.-]", "_", config.model))
+
+
+def feature_extractor(model: keras.Model) -> keras.Model:
+    """Returns the part of a model that makes features of posters, with the model's own weights.
+
+    Args:
+        model: uint8 [N, S, S, 3] to logits, as `registry.create_model` returns it.
+
+    Returns:
+        Model of uint8 [N, S, S, 3] to features [N, F]: the backbone or, of a model without one, all
+        layers below `logits`.
+    """
+    if has_backbone(model):
+        return model.get_layer(config_lib.BACKBONE)
+    return keras.Model(model.inputs[0], model.get_layer("logits").input, name="features")
 
 
 def has_backbone(model: keras.Model) -> bool:
