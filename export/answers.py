@@ -1,6 +1,6 @@
 """What is known of a poster, and the ways in which a server does not tell it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Genre(NamedTuple):
@@ -17,6 +17,24 @@ class Answer(NamedTuple):
 
     genres: list[Genre]  # Best first.
     error: str = ""  # Why there is none.
+
+    def describe(self, top_k: int) -> str:
+        """Returns the most probable genres as text, `*` beside those that are predicted."""
+        return "".join(
+            f" {genre.name:<12} {genre.score:.3f}{'*' if genre.is_predicted else ' '}"
+            for genre in self.genres[:top_k]
+        )
+
+    def to_json(self, top_k: int) -> dict[str, Any]:
+        """Returns the answer, of its genres the most probable, as JSON has it."""
+        if self.error:
+            return {"error": self.error}
+        shown = self.genres[:top_k]
+        return {
+            "genres": {genre.name: genre.score for genre in shown},
+            "calibrated": {genre.name: genre.calibrated for genre in shown},
+            "predicted": [genre.name for genre in self.genres if genre.is_predicted],
+        }
 
 
 class ServerError(RuntimeError):

@@ -19,26 +19,33 @@ _GONE = 3  # Requests in a row that find a server silent before it is no longer 
 
 
 class LocalClient:
-    """Asks a model in this process."""
+    """Asks a model in this process.
+
+    Attributes:
+        signatures: functions of tensors to dicts of tensors, by the names that a server serves
+            them under.
+    """
 
     sent_again = 0
 
-    def __init__(self, model, serve: Callable[..., dict]):
-        """Takes what answers.
-
-        Args:
-            model: what must be kept while it does: a signature alone does not keep it.
-            serve: its signature `serving_default`, of tensors.
-        """
-        self._model, self._serve = model, serve
+    def __init__(self, model):
+        """Takes what answers: it has `signatures`."""
+        self._model = model  # A signature alone does not keep it.
+        self.signatures = model.signatures
 
     @classmethod
     def of_version(cls, version: str | os.PathLike) -> "LocalClient":
-        """Returns a client of a SavedModel, a version's directory."""
+        """Returns a client of a SavedModel, a version's directory.
+
+        Raises:
+            config.UsageError: it cannot be read.
+        """
         import tensorflow as tf
 
-        model = tf.saved_model.load(os.fspath(version))
-        return cls(model, model.signatures[server_client.SIGNATURE])
+        try:
+            return cls(tf.saved_model.load(os.fspath(version)))
+        except OSError as error:
+            raise config_lib.UsageError(f"{version}: {error}") from error
 
     @classmethod
     def of_run(cls, run_dir: str | os.PathLike) -> "LocalClient":
@@ -49,14 +56,42 @@ class LocalClient:
         """
         from export import saved_model
 
-        model = saved_model.open_run(run_dir).module
-        return cls(model, model.serving_default)
+        return cls(saved_model.open_run(run_dir).module)
+
+    @classmethod
+    def of_path(cls, path: str | os.PathLike) -> "LocalClient":
+        """Returns a client of a run, a version, or the newest version of a directory of them.
+
+        Raises:
+            config.UsageError: it is none of these.
+        """
+        from export import saved_model
+        from trainer.run import directory
+
+        if directory.RunDirectory(path).has_begun():
+            return cls.of_run(path)
+        return cls.of_version(saved_model.resolve_version(path))
+
+    def signature(self, name: str) -> Callable[..., dict]:
+        """Returns a signature.
+
+        Raises:
+            config.UsageError: the export is from before there was one of this name.
+        """
+        if name not in self.signatures:
+            raise config_lib.UsageError(
+                f"The model has no signature `{name}`, as it was exported before there was one. "
+                "Export its run again with `python -m export`."
+            )
+        return self.signatures[name]
 
     def ask(self, images: list[bytes]) -> list[Answer]:
         """Returns an answer for each image."""
         import tensorflow as tf
 
-        outputs = self._serve(image_bytes=tf.constant(images, tf.string))
+        outputs = self.signatures[server_client.SIGNATURE](
+            image_bytes=tf.constant(images, tf.string)
+        )
         return from_outputs({name: tensor.numpy() for name, tensor in outputs.items()})
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from trainer import config as config_lib
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_NUM_NAMED = 5  # Of the files that were passed over.
 
 
 class PosterFiles:
@@ -40,6 +41,13 @@ class PosterFiles:
         for name in itertools.chain(self._names, self._listed()):
             path = pathlib.Path(name)
             yield from self._images_in(path) if path.is_dir() else (path,)
+
+    def describe_passed_over(self) -> str:
+        """Returns how many files were passed over, and the first of them."""
+        count = len(self.passed_over)
+        named = ", ".join(map(str, self.passed_over[:_NUM_NAMED]))
+        more = f" and {count - _NUM_NAMED} more" if count > _NUM_NAMED else ""
+        return f"Files passed over, no images by their names: {count} ({named}{more})."
 
     def _images_in(self, folder: pathlib.Path) -> list[pathlib.Path]:
         images = []

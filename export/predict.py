@@ -8,9 +8,7 @@ python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=poste
 import csv
 import json
 import os
-import pathlib
 import sys
-from collections.abc import Sequence
 
 import tqdm
 from absl import flags
@@ -56,7 +54,6 @@ _MAX_SIDE = flags.DEFINE_integer(
 _TIMEOUT = flags.DEFINE_float(
     "timeout", 60, "Seconds that a server may take for an answer, all attempts together."
 )
-_NUM_NAMED = 5  # Of the files that were passed over.
 
 
 def main(arguments: list[str]) -> None:
@@ -91,7 +88,7 @@ def main(arguments: list[str]) -> None:
     if client.sent_again:
         print(f"Requests sent again: {client.sent_again}.", file=sys.stderr)
     if posters.passed_over:
-        print(_describe_passed_over(posters.passed_over), file=sys.stderr)
+        print(posters.describe_passed_over(), file=sys.stderr)
     sys.exit(ending or failed > 0)
 
 
@@ -111,16 +108,7 @@ def _connect():
         return clients.LocalClient.of_run(_RUN_DIR.value)
     from export import saved_model
 
-    try:
-        return clients.LocalClient.of_version(saved_model.resolve_version(_MODEL.value))
-    except OSError as error:
-        sys.exit(f"--model={_MODEL.value}: {error}")
-
-
-def _describe_passed_over(paths: Sequence[pathlib.Path]) -> str:
-    named = ", ".join(map(str, paths[:_NUM_NAMED]))
-    more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
-    return f"Files passed over, no images by their names: {len(paths)} ({named}{more})."
+    return clients.LocalClient.of_version(saved_model.resolve_version(_MODEL.value))
 
 
 def _predicted(answer: answers_lib.Answer) -> answers_lib.Answer:
@@ -141,13 +129,12 @@ def _writer():
         rows.writerow(["poster", "genre", "score", "calibrated", "predicted", "error"])
 
     def write(poster, answer):
-        shown = answer.genres[: _TOP_K.value]
         if _CSV.value:
-            rows.writerows([poster, *genre, ""] for genre in shown)
+            rows.writerows([poster, *genre, ""] for genre in answer.genres[: _TOP_K.value])
             if answer.error:
                 rows.writerow([poster, "", "", "", "", answer.error])
         elif _JSON.value:
-            print(json.dumps({"poster": str(poster), **_describe(answer, shown)}))
+            print(json.dumps({"poster": str(poster), **answer.to_json(_TOP_K.value)}))
         elif answer.error:
             return
         elif _ANNOTATIONS.value:
@@ -162,24 +149,9 @@ def _writer():
                 rows.writerow(["Id", *columns])
             rows.writerow([poster.name, *map(predicted.get, columns)])
         else:
-            print(f"{poster} {''.join(map(_format, shown))}".rstrip())
+            print(f"{poster} {answer.describe(_TOP_K.value)}".rstrip())
 
     return write
-
-
-def _describe(answer: answers_lib.Answer, shown: Sequence[answers_lib.Genre]) -> dict:
-    """Returns an answer as JSON has it."""
-    if answer.error:
-        return {"error": answer.error}
-    return {
-        "genres": {genre.name: genre.score for genre in shown},
-        "calibrated": {genre.name: genre.calibrated for genre in shown},
-        "predicted": [genre.name for genre in answer.genres if genre.is_predicted],
-    }
-
-
-def _format(genre: answers_lib.Genre) -> str:
-    return f" {genre.name:<12} {genre.score:.3f}{'*' if genre.is_predicted else ' '}"
 
 
 if __name__ == "__main__":

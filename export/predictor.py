@@ -68,9 +68,4 @@ def load(path: str | os.PathLike) -> Predictor:
     Raises:
         config.UsageError: it is none of these.
     """
-    from export import saved_model
-    from trainer.run import directory
-
-    if directory.RunDirectory(path).has_begun():
-        return Predictor(clients.LocalClient.of_run(path))
-    return Predictor(clients.LocalClient.of_version(saved_model.resolve_version(path)))
+    return Predictor(clients.LocalClient.of_path(path))

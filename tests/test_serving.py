@@ -204,6 +204,10 @@ def test_what_a_dataset_would_store_otherwise_is_refused_by_name(served):
     examples = [serving_files.example(image).SerializeToString() for image in sent]
     scores = served.run("classify", inputs=examples)["scores"]
     np.testing.assert_allclose(scores, answer["scores"], atol=1e-6)
+    embedded = served.run("embed", image_bytes=sent)
+    np.testing.assert_array_equal(embedded["error"], answer["error"])
+    assert embedded["features"].any(axis=1).tolist() == embedded["ok"].tolist()
+    assert embedded["ok"].tolist() == answer["ok"].tolist()
 
 
 def mutated(content, rng):
