@@ -3,6 +3,7 @@
 python -m export.predict --model=exports/imdb poster.jpg folder/
 python -m export.predict --server=localhost:8501 --name=imdb folder/ --json
 python -m export.predict --server=grpc://localhost:8500 --name=imdb --list=posters.txt --csv
+python -m export.predict --model=exports/imdb --explain=explained poster.jpg
 """
 
 import csv
@@ -43,6 +44,12 @@ _THRESHOLD = flags.DEFINE_float(
     None,
     "Calibrated score, 0 to 1, from which any genre is predicted, instead of its own threshold.",
 )
+_EXPLAIN = flags.DEFINE_string(
+    "explain",
+    None,
+    "Directory for a picture of each poster that shows where the model sees the genres that are "
+    "printed. The model answers 82 times for each; needs --model or --run_dir.",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Posters a request.", lower_bound=1)
 _PARALLEL = flags.DEFINE_integer("parallel", 4, "Requests at a time.", lower_bound=1)
 _MAX_SIDE = flags.DEFINE_integer(
@@ -64,6 +71,7 @@ def main(arguments: list[str]) -> None:
     posters = poster_files.PosterFiles(arguments, _LIST.value)
     client = _connect()
     write = _writer()
+    explain = _explainer(client)
     try:
         answers = clients.ask_all(
             client, posters, _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
@@ -76,6 +84,7 @@ def main(arguments: list[str]) -> None:
                 tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)
                 failed += 1
             write(poster, _predicted(answer))
+            explain(poster, answer)
         if not asked:
             ending = f"No posters: --list={_LIST.value} names none."
     except clients.ServerError as error:
@@ -95,6 +104,11 @@ def main(arguments: list[str]) -> None:
 def _check_flags(arguments: list[str]) -> None:
     if [_MODEL.value, _RUN_DIR.value, _SERVER.value].count(None) != 2:
         sys.exit("Give one of --model=DIR, --run_dir=DIR and --server=HOST:PORT.")
+    if _EXPLAIN.value and _SERVER.value:
+        sys.exit(
+            f"--explain={_EXPLAIN.value}: it takes many answers, more than a server is asked for. "
+            f"Instead of --server={_SERVER.value} give --model=DIR, the directory that it serves."
+        )
     if not arguments and not _LIST.value:
         sys.exit("Name posters or folders: python -m export.predict --model=DIR poster.jpg ...")
     if sum((_JSON.value, _CSV.value, _ANNOTATIONS.value)) > 1:
@@ -152,6 +166,22 @@ def _writer():
             print(f"{poster} {answer.describe(_TOP_K.value)}".rstrip())
 
     return write
+
+
+def _explainer(client):
+    """Returns a function that writes the picture of a poster with an answer, if --explain."""
+    if not _EXPLAIN.value:
+        return lambda poster, answer: None
+    from export import evidence_files
+
+    files = evidence_files.EvidenceFiles(_EXPLAIN.value, client, _MAX_SIDE.value)
+
+    def explain(poster, answer):
+        if not answer.error:
+            path = files.write(poster, [genre.name for genre in answer.genres[: _TOP_K.value]])
+            tqdm.tqdm.write(f"Wrote {path}", file=sys.stderr)
+
+    return explain
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
         (("--model=a",), "Name posters or folders"),
         (("--server=ftp://b:1", "x.jpg"), "--server=ftp://b:1: give HOST:PORT"),
         (("--server=b", "x.jpg"), "--server=b: give HOST:PORT"),
+        (("--server=b:1", "--explain=d", "x.jpg"), "Instead of --server=b:1 give --model=DIR"),
     ],
 )
 def test_what_is_not_clear_is_asked_for(arguments, complaint):
