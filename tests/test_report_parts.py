@@ -6,7 +6,7 @@ import pytest
 from sklearn import calibration as sklearn_calibration, metrics as sklearn_metrics
 
 from trainer import config
-from trainer.reports import analysis, slices
+from trainer.reports import analysis, sections, slices
 
 RNG = np.random.default_rng(0)
 LABELS = (RNG.random((400, 4)) < [0.5, 0.3, 0.1, 0.02]).astype(np.float32)
@@ -108,3 +108,22 @@ def test_columns_are_those_of_the_posters(tmp_path):
         path.write_text(content)
         with pytest.raises(config.UsageError, match=f"--columns={path}: .*{complaint}"):
             slices.read_columns(path, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("waited", "words"),
+    [
+        (0.02, "2% of the time waiting for them; the computing limits it"),
+        (0.4, "40% of the time waiting for them; reading and decoding limit it: "),
+    ],
+)
+def test_what_limited_the_speed_is_said_of_most_epochs(waited, words):
+    """The first epoch fills the cache."""
+    records = pd.DataFrame(
+        {
+            "images_per_second": [10, 50, np.nan, 52],  # The evaluation has no share.
+            "share_waited": [0.9, waited, np.nan, waited],
+        }
+    )
+    assert sections._describe_speed(records).startswith(f"50 posters/s in training, {words}")
+    assert sections._describe_speed(records[["images_per_second"]]) == "not known"

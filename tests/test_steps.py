@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import keras
 import numpy as np
@@ -242,3 +243,22 @@ def test_operations_of_depthwise_and_frozen_layers():
 )
 def test_the_peak_of_a_gpu_is_known_by_its_name(name, precision, peak):
     assert flops.peak_flops(name, precision) == peak
+
+
+def test_steps_say_how_long_they_waited_for_their_batches():
+    *_, step = make_step("float32", losses.binary_crossentropy)
+
+    def slow_batches():
+        for _ in range(8):
+            time.sleep(0.1)
+            yield {"image": [[1.0, 2.0]] * 4, "genres": [[1.0, 0.0, 0.0]] * 4}
+
+    spec = {name: tf.TensorSpec([4, size]) for name, size in (("image", 2), ("genres", 3))}
+    slow = iter(tf.data.Dataset.from_generator(slow_batches, output_signature=spec))
+    step(endless())  # What is compiled by then is no waiting.
+    start = time.perf_counter()
+    waited = np.concatenate([step(slow, count)["waited"] for count in (1, 1, 4)])
+    seconds = time.perf_counter() - start
+    assert waited.shape == (6,)
+    # tf.data makes a batch ahead, at most two before the first call of each kind.
+    assert 0.35 <= waited.sum() <= seconds

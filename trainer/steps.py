@@ -20,10 +20,12 @@ class Computation(NamedTuple):
         jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
         accumulate_steps: parts that a batch goes through the model in, one after the other, so
             that there is memory for the activations of one part alone.
+        deterministic: whether every operation must be: then none may look at a clock.
     """
 
     jit_compile: bool = False
     accumulate_steps: int = 1
+    deterministic: bool = False
 
 
 _PLAIN = Computation()
@@ -43,7 +45,8 @@ def make_train_step(
     It gives the labels and the logits [B, G] of all replicas together, weights [B] of one,
     and `finite` [replicas]: whether the loss and its gradients were finite. Where the loss is
     scaled for float16, gradients may overflow: then the step is skipped and the scale halved,
-    and it is the scale that must not have fallen under 1.
+    and it is the scale that must not have fallen under 1. `waited` [1] are the seconds until the
+    batch was there, 0 if the step is deterministic.
 
     Args:
         model: the model.
@@ -119,7 +122,12 @@ def make_train_step(
     else:
         is_compiled_whole = computation.jit_compile and not is_compiled_in_parts
         take_batch = _on_replicas(replica_step, strategy, is_compiled_whole)
-    return _make_step(take_batch, after_step)
+
+    def take_next(iterator):
+        batch, waited = _next_timed(iterator, not computation.deterministic)
+        return {**take_batch(batch), "waited": waited}
+
+    return _make_step(take_next, after_step)
 
 
 def make_eval_step(model, strategy: tf.distribute.Strategy):
@@ -132,7 +140,8 @@ def make_eval_step(model, strategy: tf.distribute.Strategy):
         logits = model(batch["image"], training=False)
         return {"labels": batch["genres"], "logits": logits, "weight": batch["weight"]}
 
-    return _make_step(_on_replicas(replica_step, strategy))
+    take_batch = _on_replicas(replica_step, strategy)
+    return _make_step(lambda iterator: take_batch(next(iterator)))
 
 
 def _on_replicas(replica_step, strategy: tf.distribute.Strategy, jit_compile: bool = False):
@@ -213,11 +222,22 @@ def _accumulate(
     return take_batch
 
 
-def _make_step(take_batch, after_step: Callable[[], None] | None = None):
+def _next_timed(iterator, is_timed: bool) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Returns the next batch, and how many seconds it was waited for, float64 [1], if timed."""
+    if not is_timed:
+        return next(iterator), tf.zeros([1], tf.float64)
+    asked = tf.timestamp()
+    with tf.control_dependencies([asked]):
+        batch = next(iterator)
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return batch, (tf.timestamp() - asked)[None]
+
+
+def _make_step(take_next, after_step: Callable[[], None] | None = None):
     """Returns a compiled function that takes an iterator's next batches.
 
     Args:
-        take_batch: function of a batch to tensors whose first axis is the example's.
+        take_next: function of the iterator to what is joined of several batches.
         after_step: what to do after each.
 
     Returns:
@@ -226,7 +246,7 @@ def _make_step(take_batch, after_step: Callable[[], None] | None = None):
 
     @tf.function
     def step(iterator):
-        outputs = take_batch(next(iterator))
+        outputs = take_next(iterator)
         if after_step:
             after_step()
         return outputs

@@ -220,7 +220,9 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
             outputs = context.train_step(context.train_batches, count)
             progress.update(len(outputs["weight"]), count)
             state.advance(count, outputs, save=state.step + count == next_save)
-    state.images_per_second = progress.images_per_second
+        state.images_per_second = progress.images_per_second
+        if not config.deterministic:
+            state.share_waited = state.seconds_waited / progress.seconds
 
 
 def _evaluate(context: Context, state: state_lib.RunState) -> None:
@@ -239,7 +241,8 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
         if answers is None:
             return
         predicted[split.name] = answers
-    context.log.record(state.step, context.learner.facts(state.step), predicted)
+    facts = {**context.learner.facts(state.step), "share_waited": state.share_waited}
+    context.log.record(state.step, facts, predicted)
     state.is_recorded = True
 
 
@@ -295,6 +298,6 @@ def _make_train_step(
         devices.strategy,
         losses.make_loss(config, data.train.base_rates, data.train.num_examples),
         average,
-        steps.Computation(config.jit_compile, config.accumulate_steps),
+        steps.Computation(config.jit_compile, config.accumulate_steps, config.deterministic),
         run_data.make_train_spec(config, data.train).change_batch,
     )

@@ -36,23 +36,25 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
             )
         axes.set_title(scores.HEADINGS[metric])
     trained = records.dropna(subset=["learning_rate"])
-    for axes, column, title in zip(
-        below,
-        ("learning_rate", "images_per_second"),
-        ("learning rate", "images/s in training"),
-        strict=False,
-    ):
-        axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
+    titles = {
+        "learning_rate": "learning rate",
+        "images_per_second": "images/s in training",
+        "share_waited": "share of the time waiting for posters",
+    }
+    for axes, (column, title) in zip(below, titles.items(), strict=True):
+        if column in trained:  # Runs had not all of them from the beginning.
+            axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
         axes.set_ylim(bottom=0)
         axes.set_title(title)
-    below[-1].axis("off")
-    for axes in (*above, *below[:-1]):
+    below[-1].set_ylim(0, 1)
+    for axes in (*above, *below):
         for end in ends:
             axes.axvline(end + 0.5, color="gray", linestyle=":", label="the head alone before")
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     return rendering.save(figure, "png")
 
 

@@ -57,4 +57,9 @@ class Progress:
     @property
     def images_per_second(self) -> float:
         """The rate since it began."""
-        return self._images / (time.monotonic() - self._start)
+        return self._images / self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it began."""
+        return time.monotonic() - self._start

@@ -13,6 +13,7 @@ from trainer.reports import analysis, intervals, scores as scores_lib
 from trainer.reports.report import Report
 
 _NUM_NAMED = 3  # Genres that the summary names.
+_MUCH_WAITING = 0.1  # Of the time; what a faster pipeline could gain.
 
 
 class Section(NamedTuple):
@@ -79,8 +80,22 @@ def describe_facts(report: Report) -> dict[str, str]:
         "Answers": config_lib.describe_tta(evaluated.tta),
         "Model": f"{config.model}, {facts['parameters']:,} parameters",
         "Checkpoint": f"step {evaluated.step}, epoch {epoch:.4g}, {why}",
+        "Speed": _describe_speed(evaluated.run.read_metrics()),
         "Trained by": shlex.join(command),
     }
+
+
+def _describe_speed(records: pd.DataFrame) -> str:
+    """Returns how fast the run trained, and what limited that, in words."""
+    columns = ["images_per_second", "share_waited"]
+    speeds = records.reindex(columns=columns).astype(float).dropna()
+    if speeds.empty:
+        return "not known"
+    speed, waited = speeds.median()
+    limit = "the computing limits it"
+    if waited > _MUCH_WAITING:
+        limit = "reading and decoding limit it: `python -m trainer.benchmark` says which stage"
+    return f"{speed:.0f} posters/s in training, {waited:.0%} of the time waiting for them; {limit}"
 
 
 def describe_sections(report: Report) -> list[Section]:

@@ -24,6 +24,8 @@ class RunState:
         stopped: whether a stop was asked for, which all workers agree on.
         is_recorded: whether the scores at this step are in `metrics.jsonl`, or on their way.
         images_per_second: of the last epoch; None unless this process has trained.
+        share_waited: share of the last epoch's time in which steps waited for batches; likewise.
+        seconds_waited: how long those of this epoch have waited, in this process.
         steps_per_call: steps that the device may take before Python is asked again.
     """
 
@@ -68,11 +70,14 @@ class RunState:
         self.steps_per_call = config.steps_per_call or 1
         self.stopped = False
         self.images_per_second: float | None = None
+        self.share_waited: float | None = None
+        self.seconds_waited = 0.0
         self.is_recorded = (run.read_metrics()["step"] == self.step).any()
 
     def begin_epoch(self) -> None:
         """Forgets the answers of the epoch before."""
         self._answers = []
+        self.seconds_waited = 0.0
         self._vote.begin()
 
     def next_save(self, end: int) -> int:
@@ -154,6 +159,7 @@ class RunState:
         comes after all that it was given to do.
         """
         pending, self._pending = self._pending, []
+        self.seconds_waited += sum(float(tf.reduce_sum(outputs["waited"])) for outputs in pending)
         finite = tf.concat([outputs["finite"] for outputs in pending], axis=0).numpy()
         if finite.all():  # Of each step, all replicas.
             self._answers.append(steps.collect(pending))
