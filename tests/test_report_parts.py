@@ -121,9 +121,13 @@ def test_what_limited_the_speed_is_said_of_most_epochs(waited, words):
     """The first epoch fills the cache."""
     records = pd.DataFrame(
         {
-            "images_per_second": [10, 50, np.nan, 52],  # The evaluation has no share.
+            "split": ["train", "train", "test", "train"],
+            "images_per_second": [10, 50, 900, 52],
             "share_waited": [0.9, waited, np.nan, waited],
         }
     )
-    assert sections._describe_speed(records).startswith(f"50 posters/s in training, {words}")
-    assert sections._describe_speed(records[["images_per_second"]]) == "not known"
+    found = sections._describe_speed(records, "train")
+    assert found.startswith(f"50 posters/s in training, {words}")
+    before = records.drop(columns="share_waited")
+    assert sections._describe_speed(before, "train") == "50 posters/s in training"
+    assert sections._describe_speed(before[:0], "train") == "not known"

@@ -63,8 +63,8 @@ class Config:
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
     freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
     head_epochs: int = _model(0, "Epochs for which the head is trained first, on the features of a backbone that is frozen, before the layers that `freeze` does not name are trained too; 0: none.", minimum=0)
-    head_learning_rate: float = _model(5e-4, "Learning rate of those epochs.", minimum=0)
-    head_weight_decay: float = _model(1.0, "Weight decay of those epochs.", minimum=0)
+    head_learning_rate: float = _model(1e-3, "Learning rate of those epochs.", minimum=0)
+    head_weight_decay: float = _model(0.5, "Weight decay of those epochs.", minimum=0)
     head_units: int = _model(0, "Width of a dense layer between a pretrained backbone and the logits, in units; 0: none.", minimum=0)
     dropout: float = _model(0.0, "Share of the features, 0 to 1, that dropout zeroes before each dense layer of compact_cnn and of a head.", minimum=0)
 

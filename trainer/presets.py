@@ -15,8 +15,8 @@ _REFERENCE: dict[str, Any] = {}
 
 _COMPACT = {
     "model": "compact_cnn",
-    "image_size": 128,
-    "epochs": 30,
+    "image_size": 160,
+    "epochs": 45,
     "batch_size": 64,
     "learning_rate": 2e-3,
     "learning_rate_schedule": "cosine",
@@ -25,6 +25,7 @@ _COMPACT = {
     "weight_average": 0.998,
     "dropout": 0.3,
     "augment": "flip,crop,color,erase",
+    "mixup": 0.2,
 }
 
 # The head alone, on features of the posters and of their mirror images.
@@ -37,11 +38,11 @@ _PRETRAINED_HEAD = {
     "head_units": 512,
     "epochs": 40,
     "batch_size": 64,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "learning_rate_schedule": "cosine",
     "warmup_epochs": 1.0,
-    "weight_decay": 1.0,
-    "dropout": 0.4,
+    "weight_decay": 0.5,
+    "dropout": 0.5,
     "augment": "flip",
 }
 
@@ -49,8 +50,6 @@ _PRETRAINED_HEAD = {
 _PRETRAINED = {
     **_PRETRAINED_HEAD,
     "head_epochs": 40,
-    "head_learning_rate": 5e-4,
-    "head_weight_decay": 1.0,
     "freeze": "stem,block[0-9]_*,block10_*,*_depthwise",
     "epochs": 6,
     "batch_size": 32,

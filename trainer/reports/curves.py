@@ -12,10 +12,11 @@ from trainer.reports import scores
 
 NUM_VARIANTS = 11  # Of a poster, beside itself in two rows.
 _NUM_SHOWN = 3  # Most probable genres under a poster.
+_MANY_TIMES = 50  # Between speeds that one linear scale does not show.
 
 
 def draw_learning_curves(records: pd.DataFrame) -> bytes:
-    """Draws loss, label accuracy, macro AP, learning rate and speed over the epochs.
+    """Draws loss, label accuracy, macro AP, learning rate, speed and waiting over the epochs.
 
     Args:
         records: of `directory.RunDirectory.read_history`.
@@ -42,11 +43,18 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
         "share_waited": "share of the time waiting for posters",
     }
     for axes, (column, title) in zip(below, titles.items(), strict=True):
-        if column in trained:  # Runs had not all of them from the beginning.
-            axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
-        axes.set_ylim(bottom=0)
         axes.set_title(title)
-    below[-1].set_ylim(0, 1)
+        axes.set_visible(column in trained)  # Runs had not all of them from the beginning.
+        if column not in trained:
+            continue
+        axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
+        # A head on features is some hundred times as fast as what comes after it.
+        if trained[column].min() > 0 and np.ptp(np.log(trained[column])) > np.log(_MANY_TIMES):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
+    below[2].set_ylim(0, 1)
     for axes in (*above, *below):
         for end in ends:
             axes.axvline(end + 0.5, color="gray", linestyle=":", label="the head alone before")

@@ -117,8 +117,9 @@ def draw(jpeg: bytes, evidence: Evidence, names: Mapping[int, str]) -> bytes:
         colors = matplotlib.colors.ListedColormap(_blend(levels, _SCALE_GREY))
         shown = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-scale, scale), colors)
         bar = axes.figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.02)
-        bar.set_ticks([-scale, 0, scale], labels=[f"{-scale:.1f}", "0", f"{scale:.1f}"])
-        bar.set_label("speaks against it  |  speaks for it\n(fall of the logit if hidden)")
+        # Short enough for a poster that is wider than high.
+        bar.set_ticks([-scale, 0, scale], labels=[f"{-scale:.1f} against", "0", f"{scale:.1f} for"])
+        bar.set_label("fall of the logit if hidden", fontsize=8)
 
     width, height = strip.width + _SCALE_WIDTH, strip.height + _HEADER
     return rendering.plot(on_axes, (width / _PIXELS_AN_INCH, height / _PIXELS_AN_INCH), "png")

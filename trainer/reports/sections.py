@@ -80,18 +80,18 @@ def describe_facts(report: Report) -> dict[str, str]:
         "Answers": config_lib.describe_tta(evaluated.tta),
         "Model": f"{config.model}, {facts['parameters']:,} parameters",
         "Checkpoint": f"step {evaluated.step}, epoch {epoch:.4g}, {why}",
-        "Speed": _describe_speed(evaluated.run.read_metrics()),
+        "Speed": _describe_speed(evaluated.run.read_metrics(), config.train_split),
         "Trained by": shlex.join(command),
     }
 
 
-def _describe_speed(records: pd.DataFrame) -> str:
-    """Returns how fast the run trained, and what limited that, in words."""
+def _describe_speed(records: pd.DataFrame, train_split: str) -> str:
+    """Returns how fast most epochs were, and what limited that, in words."""
     columns = ["images_per_second", "share_waited"]
-    speeds = records.reindex(columns=columns).astype(float).dropna()
-    if speeds.empty:
-        return "not known"
-    speed, waited = speeds.median()
+    of_training = records[records["split"] == train_split].reindex(columns=columns)
+    speed, waited = of_training.astype(float).median()
+    if np.isnan(waited):  # Old runs have not measured it, deterministic ones cannot.
+        return "not known" if np.isnan(speed) else f"{speed:.0f} posters/s in training"
     limit = "the computing limits it"
     if waited > _MUCH_WAITING:
         limit = "reading and decoding limit it: `python -m trainer.benchmark` says which stage"
