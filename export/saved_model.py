@@ -5,22 +5,25 @@ import io
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export import loading, serving_files, serving_model
+from export import formats as formats_lib, loading, serving_files, serving_model
 from poster_tfds import directory_lock
 from trainer import config as config_lib
-from trainer.data import splits
+from trainer.data import pipeline, run_data, splits, test_time
 from trainer.decisions import decision as decision_lib
 from trainer.run import checkpoints, directory
 
 _TOLERANCE = 1e-5
 _LIMITS = loading.Limits()
 _INCOMPLETE = "incomplete-"
+_NUM_RANDOM = 8  # Images to compare formats on where there are no posters.
 
 
 def export_saved_model(
@@ -30,6 +33,7 @@ def export_saved_model(
     top_k: int = 5,
     limits: loading.Limits = _LIMITS,
     tta: str = config_lib.NO_TTA,
+    formats: Sequence[str] = (),
     keep_versions: int = 0,
 ) -> pathlib.Path:
     """Exports the best checkpoint of a run, in float32, as a new version.
@@ -43,6 +47,7 @@ def export_saved_model(
         top_k: genres that the signature `top_k` answers with.
         limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
         tta: variants of each image whose answers are averaged, of `config.TTA`.
+        formats: what the version has beside the SavedModel, of `formats.FORMATS`.
         keep_versions: how many of the newest versions to keep; 0: all.
 
     Returns:
@@ -50,9 +55,12 @@ def export_saved_model(
 
     Raises:
         config.UsageError: there is no run with a checkpoint in `run_dir`, or `limits` refuse
-            every image that the export could be tried with, or the disk is full.
-        RuntimeError: the SavedModel does not answer as the model does.
+            every image that the export could be tried with, or the disk is full, or the model
+            cannot be had in one of the formats.
+        RuntimeError: the SavedModel does not answer as the model does, or another format as the
+            SavedModel.
     """
+    formats_lib.check_names(formats)
     run, opened = directory.RunDirectory(run_dir), open_run(run_dir, top_k, limits, tta)
     module, facts, limits = opened.module, opened.facts, opened.limits
     export_dir = directory.local_path(export_dir, "--export_dir")
@@ -71,16 +79,20 @@ def export_saved_model(
             }
             with _full_disk_named(export_dir):
                 tf.saved_model.save(module, os.fspath(unfinished), signatures)
+            _check_answers_alike(unfinished, module, posters)
+            converted = _convert(formats, unfinished, opened, run, tta)
+            with _full_disk_named(export_dir):
+                for file, content in converted.files.items():
+                    (unfinished / file).write_bytes(content)
                 serving_files.write_version_files(
                     unfinished,
                     signatures,
-                    {**facts, "tta": tta},
+                    {**facts, "tta": tta, "formats": converted.described},
                     run,
                     limits,
                     opened.decision,
                     posters[0],
                 )
-            _check_answers_alike(unfinished, module, posters)
             numbers = [int(path.name) for path in export_dir.iterdir() if path.name.isdecimal()]
             version = export_dir / str(max(numbers, default=0) + 1)
             unfinished.rename(version)
@@ -104,7 +116,8 @@ def published_versions(export_dir: str | os.PathLike) -> list[int]:
 class OpenRun(NamedTuple):
     """What is exported of a run."""
 
-    module: serving_model.ServingModel  # Of its best checkpoint, in float32.
+    model: keras.Model  # Of its best checkpoint, in float32.
+    module: serving_model.ServingModel  # Of the model.
     facts: dict[str, Any]  # Of `checkpoints.restore_model`.
     decision: decision_lib.Decision
     limits: loading.Limits
@@ -140,7 +153,7 @@ def open_run(
     module = serving_model.ServingModel(
         model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
     )
-    return OpenRun(module, facts, decision, limits, split)
+    return OpenRun(model, module, facts, decision, limits, split)
 
 
 def resolve_version(path: str | os.PathLike) -> pathlib.Path:
@@ -201,6 +214,39 @@ def _check_answers_alike(
             f"The SavedModel does not answer as the model does (scores differ by {difference}); "
             "nothing was published."
         )
+
+
+def _convert(
+    names: Sequence[str],
+    version: pathlib.Path,
+    opened: OpenRun,
+    run: directory.RunDirectory,
+    tta: str,
+) -> formats_lib.Converted:
+    """Returns the model of a SavedModel in the formats with these names."""
+    if not set(names) - {formats_lib.SAVED_MODEL}:
+        return formats_lib.Converted({}, "")
+    config, facts = run.read_config()
+    evaluated = None
+    if opened.split:
+        origin = f"posters of `{opened.split}`"
+        spec = run_data.make_spec(config, opened.split)
+        with opened.split.damage_named():
+            posters = pipeline.first_posters(spec, formats_lib.SAMPLE_SIZE)
+        name = config.test_split or facts["validation_split"] or config.train_split
+        evaluated = run_data.make_spec(config, splits.Split(opened.split.builder, name))
+    elif formats_lib.INT8 in names:
+        raise config_lib.UsageError(
+            f"--format={formats_lib.INT8} needs posters that the run was trained on, and "
+            f"{config.dataset} is not in {config.data_dir}. Build it there, or leave the format "
+            "out."
+        )
+    else:
+        origin = "images of random pixels"
+        shape = (_NUM_RANDOM, config.image_size, config.image_size, 3)
+        posters = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    answer = test_time.averaged(opened.model, tta)
+    return formats_lib.convert(names, version, answer, posters, origin, evaluated)
 
 
 def _accepted(

@@ -32,7 +32,8 @@ def write_version_files(
     Args:
         version: directory of a SavedModel that is not published yet.
         signatures: its concrete functions, by name.
-        facts: of the run, as `checkpoints.restore_model` returns them, and the export's `tta`.
+        facts: of the run, as `checkpoints.restore_model` returns them, and the export's `tta` and
+            what is to be said of other `formats`.
         run: the run.
         limits: what an image may cost.
         decision: what makes genres of its logits.
@@ -109,7 +110,7 @@ least its threshold.
 {textwrap.fill(decision.how, 100)}
 
 {decision.table.to_markdown(floatfmt=".7f")}
-
+{_other_formats(facts["formats"])}
 ## What it is not for
 
 It knows the genres of its data as they were labelled, and nothing else: not photographs, not
@@ -178,6 +179,10 @@ def _of_posters_alone(tta: str) -> str:
         "\n\nThese are of the answers to each poster alone; "
         f"`python -m trainer.report_page --tta={tta}`\nmeasures the averaged ones."
     )
+
+
+def _other_formats(described: str) -> str:
+    return f"\n## Other formats\n\n{described}" if described else ""
 
 
 def _max_side(limits: loading.Limits) -> str:

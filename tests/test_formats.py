@@ -1,0 +1,129 @@
+"""The model in other formats answers as the run's own, asked by each format's own interpreter."""
+
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import tensorflow as tf
+
+from export import formats, saved_model
+from tests import conftest
+from trainer import config
+from trainer.data import pipeline, splits, test_time
+from trainer.models import registry
+from trainer.run import checkpoints
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="NOT TESTED: needs the extra `onnx`")
+
+
+def ask_tflite(path, pixels):
+    runner = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
+    return runner(pixels=pixels)["scores"]
+
+
+def ask_onnx(path, pixels):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"pixels": pixels})
+    return scores
+
+
+ASK = {"model.tflite": ask_tflite, "model_int8.tflite": ask_tflite, "model.onnx": ask_onnx}
+
+
+@pytest.fixture(scope="module")
+def converted(run_dir, tmp_path_factory):
+    """A version with all formats."""
+    directory = tmp_path_factory.mktemp("formats")
+    flags = (f"--run_dir={run_dir}", f"--export_dir={directory}")
+    conftest.run(sys.executable, "-m", "export", *flags, "--format=tflite,tflite_int8,onnx")
+    return directory / "1"
+
+
+@pytest.fixture(scope="module")
+def answered(run_dir, data_dir):
+    """The test split's pixels and labels, and the scores of the run's own model."""
+    split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
+    model, facts = checkpoints.restore_model(run_dir)
+    spec = pipeline.PipelineSpec(split, facts["image_size"], batch_size=32)
+    pixels = pipeline.first_posters(spec, split.num_examples)
+    return pixels, split.read_labels(), tf.sigmoid(model(pixels, training=False)).numpy()
+
+
+@pytest.mark.parametrize("file", ["model.tflite", "model.onnx"])
+def test_a_file_in_float32_answers_as_the_run(converted, answered, file):
+    pixels, _, expected = answered
+    for size in (1, 7):  # Of a batch.
+        found = ASK[file](converted / file, pixels[:size])
+        np.testing.assert_allclose(found, expected[:size], atol=1e-4)
+    assert np.ptp(expected[:7], axis=0).max() > 1e-3
+    card = (converted / "model_card.md").read_text()
+    (difference,) = re.findall(rf"`{file}`\s*\| [\d.]+\s*\| ([\d.e-]+)", card)
+    assert float(difference) <= 1e-4
+
+
+def test_the_card_says_how_good_the_model_is_in_integers(converted, answered):
+    pixels, labels, expected = answered
+    path = converted / "model_int8.tflite"
+    found = np.concatenate([ask_tflite(path, image[None]) for image in pixels])
+    ours, theirs = (
+        sklearn.metrics.average_precision_score(labels, scores) for scores in (found, expected)
+    )
+    card = (converted / "model_card.md").read_text()
+    words = r"\| ([\d.]+) \(SavedModel ([\d.]+); (\d+) posters of test\)"
+    ((of_file, of_model, count),) = re.findall(words, card)
+    assert int(count) == len(labels)
+    assert float(of_file) == pytest.approx(ours, abs=2e-3)
+    assert float(of_model) == pytest.approx(theirs, abs=1e-4)
+    assert path.stat().st_size < 0.4 * (converted / "model.tflite").stat().st_size
+    details = tf.lite.Interpreter(model_path=str(path)).get_tensor_details()
+    assert any(detail["dtype"] == np.int8 and len(detail["shape"]) == 4 for detail in details)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tta"),
+    [
+        ({"model": "compact_cnn"}, "none"),
+        ({"model": "efficientnet_lite0"}, "mirror"),
+        ({"model": "keras:MobileNetV3Small"}, "none"),
+    ],
+    ids=lambda value: value["model"] if isinstance(value, dict) else value,
+)
+def test_each_kind_of_model_can_be_converted(settings, tta, tmp_path):
+    model = registry.create_model(config.Config(**settings, image_size=48), 5, "float32")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype(np.uint8)
+    answer = test_time.averaged(model, tta)
+    expected = tf.sigmoid(answer(pixels, training=False))
+    frozen = formats.freeze(answer, 48)
+    for name in ("tflite", "onnx"):
+        path = tmp_path / formats.FORMATS[name].file
+        path.write_bytes(formats.FORMATS[name].convert(frozen, pixels))
+        np.testing.assert_allclose(ASK[path.name](path, pixels), expected, atol=1e-4)
+
+
+def test_a_file_that_answers_otherwise_is_not_published(run_dir, tmp_path, monkeypatch):
+    float32 = formats.FORMATS["tflite"]
+    int8 = formats.FORMATS["tflite_int8"]
+    wrong = int8._replace(file="model.tflite", tolerance=float32.tolerance)
+    monkeypatch.setitem(formats.FORMATS, "tflite", wrong)
+    with pytest.raises(RuntimeError, match=r"model\.tflite does not answer as the SavedModel does"):
+        saved_model.export_saved_model(run_dir, tmp_path, formats=["tflite"])
+    assert saved_model.published_versions(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_what_cannot_be_converted_says_what_to_do(run_dir, tmp_path, monkeypatch):
+    with pytest.raises(config.UsageError, match=r"--format=tflite,coreml: there is no 'coreml'"):
+        saved_model.export_saved_model(run_dir, tmp_path, formats=["tflite", "coreml"])
+    run_copy = tmp_path / "run"
+    shutil.copytree(run_dir, run_copy)
+    settings = run_copy / "config.json"
+    settings.write_text(settings.read_text().replace("poster_tfds/synthetic", "poster_tfds/gone"))
+    with pytest.raises(config.UsageError, match=r"tflite_int8 needs posters .* Build it there"):
+        saved_model.export_saved_model(run_copy, tmp_path / "out", formats=["tflite_int8"])
+    assert saved_model.published_versions(tmp_path / "out") == []
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(config.UsageError, match=r"pip install -e '\.\[onnx\]'"):
+        saved_model.export_saved_model(run_dir, tmp_path, formats=["onnx"])
