@@ -4,6 +4,7 @@ They take `pixels`, uint8 [N, S, S, 3]: posters that are decoded and resized to 
 run. They answer with `scores`, float32 [N, G], as the SavedModel's signature `pixels` does.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -176,7 +177,8 @@ def _to_tflite(
                 {"pixels": poster[None]} for poster in posters
             )
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        return converter.convert()
+        with _no_warnings():
+            return converter.convert()
 
 
 def _to_int8(frozen: tf.types.experimental.GenericFunction, posters: np.ndarray) -> bytes:
@@ -195,10 +197,16 @@ def _to_onnx(frozen: tf.types.experimental.GenericFunction, posters: np.ndarray)
     return model.SerializeToString()
 
 
-def _load_tflite(content: bytes) -> _Scorer:
+@contextlib.contextmanager
+def _no_warnings():
+    """Leaves out that another package will have the interpreter: this one is TensorFlow's own."""
     with warnings.catch_warnings():
-        # That another package will have the interpreter; this TensorFlow's knows what it writes.
         warnings.simplefilter("ignore")
+        yield
+
+
+def _load_tflite(content: bytes) -> _Scorer:
+    with _no_warnings():
         interpreter = tf.lite.Interpreter(model_content=content, num_threads=machine.num_cores())
     run = interpreter.get_signature_runner()
     return lambda pixels: run(pixels=pixels)["scores"]
