@@ -13,6 +13,14 @@ from trainer import config
 # The tutorial's CNN, trained as the tutorial does: the defaults of `Config`.
 _REFERENCE: dict[str, Any] = {}
 
+# The same network on smaller posters, which lets it see them twelve times as often.
+_REFERENCE_TUNED = {
+    "image_size": 128,
+    "epochs": 60,
+    "learning_rate_schedule": "cosine",
+    "warmup_epochs": 2.0,
+}
+
 _COMPACT = {
     "model": "compact_cnn",
     "image_size": 160,
@@ -61,6 +69,7 @@ _PRETRAINED = {
 
 PRESETS = {
     "reference": _REFERENCE,
+    "reference_tuned": _REFERENCE_TUNED,
     "compact": _COMPACT,
     "pretrained_head": _PRETRAINED_HEAD,
     "pretrained": _PRETRAINED,
