@@ -68,12 +68,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         splits: split -> its shards; none if faults stopped the build.
+        together: split -> int [G, G], posters with both genres.
         faults: of the rows and their posters.
         counts: `duplicates`, left out because their bytes came before, `converted`, `damaged`.
         checksums: the SHA-256 of each shard, by its name.
     """
 
     splits: dict[str, tfds.core.SplitInfo]
+    together: dict[str, np.ndarray]
     faults: list[faults.Fault]
     counts: collections.Counter
     checksums: dict[str, str]
@@ -87,12 +89,14 @@ class _Layout(NamedTuple):
         shard_ends: for each shard, how many examples are in it and those before it.
         bucket_starts: number of a bucket -> how many examples are in those before it.
         counts: of the examples that are `converted` and `damaged`.
+        together: for two genres, the examples with both.
     """
 
     num_bytes: int
     shard_ends: list[int]
     bucket_starts: dict[int, int]
     counts: dict[str, int]
+    together: list[list[int]]
 
 
 class _Item(NamedTuple):
@@ -167,7 +171,7 @@ def build(
         buckets = sound | "GroupBuckets" >> beam.GroupByKey()
         layouts = (
             buckets
-            | "Measure" >> beam.Map(_measure, row_files)
+            | "Measure" >> beam.Map(_measure, row_files, len(source.genres))
             | "AllBuckets" >> beam.combiners.ToList()
             | "LayOut"
             >> beam.Map(_lay_out, beam.pvalue.AsSingleton(found), config.on_error, storage)
@@ -269,15 +273,19 @@ def _order_of_reading(item: _Item) -> tuple[int, int]:
     return source_lib.SPLITS.index(item.split), item.row.line
 
 
-def _measure(group, row_files: row_files_lib.RowFiles) -> tuple[str, int, collections.Counter]:
-    """Returns split and number of a bucket and what is counted of its examples."""
+def _measure(
+    group, row_files: row_files_lib.RowFiles, num_genres: int
+) -> tuple[str, int, collections.Counter, np.ndarray]:
+    """Returns split and number of a bucket, what is counted of its examples, and their genres."""
     (split, bucket), parts = group
     counts = collections.Counter()
+    together = np.zeros((num_genres, num_genres), int)
     for item in row_files.read(parts):
         counts.update(
             examples=1, bytes=item.num_bytes, converted=item.converted, damaged=item.damaged
         )
-    return split, bucket, counts
+        together[np.ix_(item.row.genres, item.row.genres)] += 1
+    return split, bucket, counts, together
 
 
 def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layout]:
@@ -286,15 +294,18 @@ def _lay_out(buckets, found, on_error: str, storage: Storage) -> dict[str, _Layo
         return layouts
     for split in storage.templates:
         totals = collections.Counter()
-        starts = {}
-        for _, bucket, counts in sorted(b for b in buckets if b[0] == split):
+        starts, together = {}, 0
+        for _, bucket, counts, of_bucket in sorted(
+            (b for b in buckets if b[0] == split), key=lambda b: b[1]
+        ):
             starts[bucket] = totals["examples"]
             totals.update(counts)
+            together = together + of_bucket
         num_examples, num_bytes = totals.pop("examples", 0), totals.pop("bytes", 0)
         if num_examples:
             num_shards = storage.shard_config.get_number_shards(num_bytes, num_examples)
             ends = shard_utils.get_shard_boundaries(num_examples, num_shards)
-            layouts[split] = _Layout(num_bytes, list(ends), starts, totals)
+            layouts[split] = _Layout(num_bytes, list(ends), starts, totals, together.tolist())
     return layouts
 
 
@@ -353,9 +364,11 @@ def _write_outcome(layouts, found, num_duplicates: int, digests, path: epath.Pat
 
 def _collect_outcome(path: epath.Path, storage: Storage) -> Outcome:
     layouts, found, num_duplicates, digests = json.loads(path.read_text())
-    splits, totals = {}, collections.Counter(duplicates=num_duplicates)
-    for split, (num_bytes, shard_ends, _, counts) in layouts.items():
+    splits, genres, totals = {}, {}, collections.Counter(duplicates=num_duplicates)
+    for split, (num_bytes, shard_ends, _, counts, together) in layouts.items():
         totals.update(counts)
         lengths = np.diff(shard_ends, prepend=0).tolist()
         splits[split] = tfds.core.SplitInfo(split, lengths, num_bytes, storage.templates[split])
-    return Outcome(splits, [faults.Fault(*fault) for fault in found], totals, digests)
+        genres[split] = np.array(together)
+    found = [faults.Fault(*fault) for fault in found]
+    return Outcome(splits, genres, found, totals, digests)

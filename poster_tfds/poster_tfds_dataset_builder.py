@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -26,7 +27,7 @@ from poster_tfds import (
     user_errors,
 )
 from poster_tfds.annotations import folder
-from poster_tfds.built import checksums
+from poster_tfds.built import checksums, counts
 from poster_tfds.settings import PosterConfig
 
 if "tensorflow_datasets.scripts.cli.main" in sys.modules:  # This is imported by `tfds build`.
@@ -142,10 +143,19 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
     def _download_and_prepare(self, dl_manager, download_config):
         self._rejected: list[faults.Fault] = []
         self._counts = collections.Counter()
+        self._together: dict[str, np.ndarray] = {}  # Of each split, posters with both genres.
         self._checksums: dict[str, str] = {}
         super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
         if download_config.max_examples_per_split == 0:  # Then TFDS opens no source.
             return
+        if not self._checksums:
+            names = (name for split in self.info.splits.values() for name in split.filenames)
+            self._checksums = checksums.of_files(self.data_path / name for name in names)
+        checksums.write(self.data_path, self._checksums)
+        of_splits = {
+            name: counts.describe(split, self._together[name], self._checksums)
+            for name, split in self.info.splits.items()
+        }
         self.info.metadata.update(
             rejected=len(self._rejected),
             duplicates=self._counts["duplicates"] + self._source.num_repeated,
@@ -153,11 +163,8 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
             damaged=self._counts["damaged"],
             max_side=self.builder_config.max_side,
             origin=origin.describe(self._source_dir(dl_manager), self.builder_config),
+            **{counts.KEY: of_splits},
         )
-        if not self._checksums:
-            names = (name for split in self.info.splits.values() for name in split.filenames)
-            self._checksums = checksums.of_files(self.data_path / name for name in names)
-        checksums.write(self.data_path, self._checksums)
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
 
@@ -181,7 +188,7 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         if outcome.faults and self.builder_config.on_error == "fail":
             raise faults.PosterDataError(self._source.csv_path, outcome.faults)
         self._rejected, self._counts = outcome.faults, outcome.counts
-        self._checksums = outcome.checksums
+        self._together, self._checksums = outcome.together, outcome.checksums
         for split in self._source.num_rows:
             if split not in outcome.splits:
                 raise self._empty_split(split)
@@ -208,6 +215,8 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         """
         source, config = self._source, self.builder_config
         checked = posters.read_checked(source.rows(split), source.images_dir, config)
+        num_genres = len(source.genres)
+        together = self._together[split] = np.zeros((num_genres, num_genres), int)
         empty = True
         for row, poster in checked:
             if isinstance(poster, faults.Fault):
@@ -228,6 +237,7 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
                     continue
             empty = False
             self._counts.update(converted=poster.converted, damaged=poster.damaged)
+            together[np.ix_(row.genres, row.genres)] += 1
             yield source_lib.make_example(row, poster.jpeg)
         if empty:
             raise self._empty_split(split)

@@ -11,6 +11,7 @@ import sys
 import PIL.Image
 import pytest
 import sklearn.model_selection
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
@@ -71,6 +72,30 @@ def test_synthetic_splits_hold_every_row_and_every_byte(data_dir, synthetic_post
 def test_genres_keep_the_order_of_the_columns(data_dir):
     info = tfds.builder("poster_tfds/synthetic", data_dir=data_dir).info
     assert info.features["genres"].feature.names == list(synthetic.GENRES)
+
+
+def test_metadata_count_what_is_in_each_split(data_dir):
+    folder = data_dir / "poster_tfds/synthetic/1.0.0"
+    sums = sha256_of_files(folder)
+    kept = json.loads((folder / "metadata.json").read_text())["splits"]
+    assert list(kept) == ["train", "test"]
+    for split, counts in kept.items():
+        posters = read_split("poster_tfds/synthetic", split, data_dir)
+        assert counts["posters"] == len(posters)
+        assert counts["together"] == [
+            [sum({a, b} <= genres for _, genres, _ in posters) for b in synthetic.GENRES]
+            for a in synthetic.GENRES
+        ]
+        shards = sorted(folder.glob(f"*-{split}.tfrecord*"))
+        records = [len(list(tf.data.TFRecordDataset(str(path)))) for path in shards]
+        overhead = 16 * sum(records)  # Lengths and checksums.
+        assert counts["bytes"] == sum(path.stat().st_size for path in shards) - overhead
+        lines = (
+            f"{sums[path.name]}  {path.name}  {length}\n"
+            for path, length in zip(shards, records, strict=True)
+        )
+        digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+        assert counts["sha256"] == digest
 
 
 def test_builds_in_two_processes_give_byte_identical_files(data_dir, tmp_path):

@@ -144,6 +144,18 @@ def test_shards_that_changed_places_are_named(data_dir):
     assert [problem.split(":")[0] for problem in problems] == [str(path) for path in paths]
 
 
+@pytest.mark.parametrize("sums_too", [False, True])
+def test_other_counts_than_those_of_the_build_are_named(sums_too, data_dir):
+    path = folder(data_dir) / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["splits"]["train"]["together"][1][1] += 1
+    path.write_text(json.dumps(metadata))
+    if sums_too:
+        (folder(data_dir) / "SHA256SUMS").unlink()
+    (problem,) = verify(data_dir).problems
+    assert problem == "train: metadata.json says something else of the examples: together"
+
+
 def test_a_missing_shard_is_named(data_dir):
     path = folder(data_dir) / SHARD
     path.unlink()

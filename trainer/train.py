@@ -100,7 +100,7 @@ def _train_phase(
     config, run, devices = phase.config, phase.run, phase.devices
     start_time = time.monotonic()
     run.check_continues(config, resume, override)
-    data = run_data.open_data(config)
+    data = run_data.open_data(config, keep_in=run.path)
     run.check_same_data(data.train.genres, data.train.num_examples)
     # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
     keras.utils.set_random_seed(config.seed + 1)

@@ -2,8 +2,9 @@
 
 import concurrent.futures
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import tensorflow_datasets as tfds
 from etils import epath
 
 from poster_tfds import machine
@@ -26,6 +27,18 @@ def of_files(paths: Iterable[epath.Path]) -> dict[str, str]:
     paths = list(paths)
     with concurrent.futures.ThreadPoolExecutor(machine.num_cores()) as pool:
         return dict(zip((path.name for path in paths), pool.map(of_file, paths), strict=True))
+
+
+def of_split(info: tfds.core.SplitInfo, sums: Mapping[str, str]) -> str:
+    """Returns a SHA-256 of a split: of its shards' names, numbers of records and checksums.
+
+    Args:
+        info: of the split.
+        sums: the SHA-256 of shards, by their names; none of a dataset that was built without.
+    """
+    shards = zip(info.filenames, info.shard_lengths, strict=True)
+    lines = sorted(f"{sums.get(name, '')}  {name}  {length}\n" for name, length in shards)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write(directory: epath.Path, sums: dict[str, str]) -> None:

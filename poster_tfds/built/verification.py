@@ -1,7 +1,7 @@
 """Whether a built dataset is whole: every record read, decoded and compared with what was built."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from etils import epath
 from google.protobuf import message
 
 from poster_tfds import images, machine
-from poster_tfds.built import checksums, record_files
+from poster_tfds.built import checksums, counts as counts_lib, record_files
 
 # What is wrong with an example that decodes; the first is that nothing is.
 _REASONS = (
@@ -40,17 +40,19 @@ class Report(NamedTuple):
 def verify(builder: tfds.core.DatasetBuilder) -> Report:
     """Reads and decodes every record of a built dataset, on all cores.
 
-    It compares the number of records and bytes with `dataset_info.json` and each shard with its
-    checksum. Only shards with a problem are read again, record by record, to name it.
+    It compares the number of records and bytes with `dataset_info.json`, each shard with its
+    checksum, and the genres with what the build counted. Only shards with a problem are read
+    again, record by record, to name it.
     """
     sums = checksums.read(builder.data_path)
+    kept = (builder.info.metadata or {}).get(counts_lib.KEY, {})
     features = builder.info.features
     problems = []
     infos = builder.info.splits.values()
     total = sum(info.num_examples for info in infos)
     with tqdm.tqdm(total=total, unit="img", leave=False, disable=None) as bar:
         for info in infos:
-            problems += _verify_split(info, features, sums, bar)
+            problems += _verify_split(info, features, sums, kept.get(info.name), bar)
     return Report(problems, bool(sums))
 
 
@@ -58,19 +60,20 @@ def _verify_split(
     info: tfds.core.SplitInfo,
     features: tfds.features.FeaturesDict,
     sums: dict[str, str],
+    kept: dict[str, Any] | None,
     bar: tqdm.tqdm,
 ) -> list[str]:
     paths = list(map(epath.Path, info.filepaths))
     there = [path for path in paths if path.exists()]
-    counts, num_bytes = _count_sound(there, features, bar)
-    digests = checksums.of_files(there) if sums else {}
+    counts, num_bytes, together = _count_sound(there, features, bar)
+    digests = checksums.of_files(there) if sums or kept else {}
     problems = []
     for path, expected in zip(paths, info.shard_lengths, strict=True):
         if path not in there:
             problems.append(f"{path} is missing")
         elif counts[path.name] != expected:
             problems += _find_problems(path, expected, features)
-        elif digests.get(path.name) != sums.get(path.name):
+        elif sums and digests[path.name] != sums.get(path.name):
             problems.append(
                 f"{path}: every record is sound, but the file is not the one that was built "
                 f"({checksums.FILE_NAME} has another checksum)"
@@ -80,24 +83,34 @@ def _verify_split(
             f"{info.name}: the examples have {num_bytes} bytes, dataset_info.json says "
             f"{int(info.num_bytes)}"
         )
+    found = counts_lib.describe(info, together, digests)
+    if not problems and kept and kept != found:
+        wrong = ", ".join(name for name in found if kept.get(name) != found[name])
+        problems.append(f"{info.name}: metadata.json says something else of the examples: {wrong}")
     return problems
 
 
 def _count_sound(
     paths: list[epath.Path], features: tfds.features.FeaturesDict, bar: tqdm.tqdm
-) -> tuple[dict[str, int], int]:
-    """Returns how many sound examples each file contains, and the size of all of them."""
+) -> tuple[dict[str, int], int, np.ndarray]:
+    """Returns what is counted of sound examples.
+
+    Returns:
+        How many each file contains, the size of all of them, and for two genres how many have
+        both, int [G, G].
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
-    num_threads = machine.num_cores()
+    num_threads, num_genres = machine.num_cores(), features["genres"].feature.num_classes
     options.threading.private_threadpool_size = 8 * num_threads
 
     def read(number, path):
         return tf.data.TFRecordDataset(path).map(lambda record: (number, record))
 
     def check(number, record):
-        wrong = _what_is_wrong(_parse(record, features), features)
-        return number, tf.strings.length(record), wrong == 0
+        example = _parse(record, features)
+        genres = tf.reduce_sum(tf.one_hot(example["genres"], num_genres, dtype=tf.int64), axis=0)
+        return number, tf.strings.length(record), genres, _what_is_wrong(example, features) == 0
 
     numbers = tf.range(len(paths), dtype=tf.int64)
     dataset = (
@@ -111,13 +124,14 @@ def _count_sound(
         .with_options(options)
     )
     counts = np.zeros(len(paths), int)
-    num_bytes = 0
-    for numbers, sizes, sound in dataset.as_numpy_iterator():
+    num_bytes, together = 0, np.zeros((num_genres, num_genres), int)
+    for numbers, sizes, genres, sound in dataset.as_numpy_iterator():
         counts += np.bincount(numbers[sound], minlength=len(paths))
         num_bytes += int(sizes.sum())
+        together += genres[sound].T @ genres[sound]
         bar.update(len(numbers))
     names = [path.name for path in paths]
-    return dict(zip(names, counts.tolist(), strict=True)), num_bytes
+    return dict(zip(names, counts.tolist(), strict=True)), num_bytes, together
 
 
 def _find_problems(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,13 +33,17 @@ class Inputs(NamedTuple):
     evaluated: dict[str, _Batches]
 
 
-def open_data(config: config_lib.Config) -> RunData:
-    """Opens the splits that the settings name, and counts the train split's genres.
+def open_data(config: config_lib.Config, keep_in: str | os.PathLike = "") -> RunData:
+    """Opens the splits that the settings name, and counts the train split's genres if need be.
+
+    Args:
+        config: the settings.
+        keep_in: of `splits.Split`.
 
     Raises:
         config.UsageError: there is no such dataset or split, or it is damaged.
     """
-    train = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    train = splits.open_split(config.dataset, config.data_dir, config.train_split, keep_in)
     validation = choose_validation(config, train)
     if config.patience and not validation:
         raise config_lib.UsageError(

@@ -3,16 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
 import poster_tfds  # noqa: F401  (registers the dataset)
 from poster_tfds import directory_lock
-from poster_tfds.built import record_files
+from poster_tfds.built import counts as counts_lib, record_files
 from trainer import config as config_lib, runtime
+from trainer.data import genre_counts
 
 _ERRORS_OF_DATA = (
     tf.errors.DataLossError,
@@ -54,13 +57,19 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def open_split(dataset: str, data_dir: str, name: str) -> "Split":
+def open_split(dataset: str, data_dir: str, name: str, keep_in: str | os.PathLike = "") -> "Split":
     """Opens a split of a built dataset.
+
+    Args:
+        dataset: its name.
+        data_dir: where it is built.
+        name: of the split, as TFDS writes it.
+        keep_in: of `Split`.
 
     Raises:
         config.UsageError: there is no such dataset or split.
     """
-    return Split(open_dataset(dataset, data_dir), name)
+    return Split(open_dataset(dataset, data_dir), name, keep_in)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +79,12 @@ class Split:
     Attributes:
         builder: the dataset.
         name: of the split, as TFDS writes it.
+        keep_in: a folder for what is counted, where the dataset's cannot be written; empty: none.
     """
 
     builder: tfds.core.DatasetBuilder
     name: str
+    keep_in: str | os.PathLike = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         """Looks for the split.
@@ -115,12 +126,25 @@ class Split:
     def base_rates(self) -> np.ndarray:
         """Each genre's share of the posters, float64 [G]: what the constant predictor answers.
 
-        All records are read, and no poster is decoded.
+        The build has counted those of a split. The records of a part of one are read once.
         """
+        if built := counts_lib.read(self.builder, self.name):
+            counts = np.diag(built["together"])
+        else:
+            file_name = genre_counts.file_name(self.builder, self.name)
+            folders = [self.builder.data_path, *([self.keep_in] if self.keep_in else [])]
+            counts = genre_counts.read_or_count(
+                [epath.Path(folder) / file_name for folder in folders],
+                len(self.genres),
+                self._count_genres,
+            )
+        return counts / self.num_examples
+
+    def _count_genres(self) -> np.ndarray:
         counts = self._read_labels().reduce(
-            np.zeros(len(self.genres)), lambda total, genres: total + tf.cast(genres, tf.float64)
+            np.zeros(len(self.genres), int), lambda total, genres: total + tf.cast(genres, tf.int64)
         )
-        return counts.numpy() / self.num_examples
+        return counts.numpy()
 
     def read_labels(self) -> np.ndarray:
         """Returns the genres of all posters, float32 [N, G], multi-hot; no poster is decoded.
