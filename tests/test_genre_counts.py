@@ -96,7 +96,7 @@ def test_where_nothing_can_be_written_they_are_counted_all_the_same(copied):
 def test_a_damaged_file_is_counted_anew(copied):
     rates = base_rates(copied, PART)
     (kept,) = folder(copied).glob("genre_counts*")
-    for content in ("", "[1, 2]"):
+    for content in ("", "[1, 2]", "{}"):
         kept.write_text(content)
         np.testing.assert_array_equal(base_rates(copied, PART), rates)
 

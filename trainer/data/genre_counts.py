@@ -42,7 +42,7 @@ def read_or_count(
         count: reads the records.
     """
     for path in paths:
-        with contextlib.suppress(*_ERRORS, ValueError):  # Not there, or damaged.
+        with contextlib.suppress(*_ERRORS, TypeError, ValueError):  # Not there, or damaged.
             counts = np.array(json.loads(path.read_text()), int)
             if counts.shape == (num_genres,):
                 return counts
