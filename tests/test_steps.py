@@ -26,13 +26,14 @@ def without_gradient(labels, logits):
     return tf.reduce_mean(lose(logits), axis=1)
 
 
-def make_step(precision, loss):
+def make_step(precision, loss, computation=steps.Computation()):  # noqa: B008
     """Returns a model of one layer, its optimizer and its step."""
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     optimizer = optimizer_lib.create_optimizer(config.Config(), precision, 10, model)
     optimizer.build(model.trainable_variables)
-    return model, optimizer, steps.make_train_step(model, optimizer, REPLICA, loss)
+    step = steps.make_train_step(model, optimizer, REPLICA, loss, computation=computation)
+    return model, optimizer, step
 
 
 def endless(image=(1.0, 2.0)):
@@ -246,7 +247,8 @@ def test_the_peak_of_a_gpu_is_known_by_its_name(name, precision, peak):
 
 
 def test_steps_say_how_long_they_waited_for_their_batches():
-    *_, step = make_step("float32", losses.binary_crossentropy)
+    timed = steps.Computation(timed=True)
+    *_, step = make_step("float32", losses.binary_crossentropy, timed)
 
     def slow_batches():
         for _ in range(8):

@@ -20,12 +20,13 @@ class Computation(NamedTuple):
         jit_compile: whether XLA compiles what a replica does; of several, its gradients alone.
         accumulate_steps: parts that a batch goes through the model in, one after the other, so
             that there is memory for the activations of one part alone.
-        deterministic: whether every operation must be: then none may look at a clock.
+        timed: whether a step tells how long it waited for its batch. It looks at a clock, which
+            TensorFlow does not allow where operations must be deterministic.
     """
 
     jit_compile: bool = False
     accumulate_steps: int = 1
-    deterministic: bool = False
+    timed: bool = False
 
 
 _PLAIN = Computation()
@@ -46,7 +47,7 @@ def make_train_step(
     and `finite` [replicas]: whether the loss and its gradients were finite. Where the loss is
     scaled for float16, gradients may overflow: then the step is skipped and the scale halved,
     and it is the scale that must not have fallen under 1. `waited` [1] are the seconds until the
-    batch was there, 0 if the step is deterministic.
+    batch was there, 0 if the step is not timed.
 
     Args:
         model: the model.
@@ -124,7 +125,7 @@ def make_train_step(
         take_batch = _on_replicas(replica_step, strategy, is_compiled_whole)
 
     def take_next(iterator):
-        batch, waited = _next_timed(iterator, not computation.deterministic)
+        batch, waited = _next_timed(iterator, computation.timed)
         return {**take_batch(batch), "waited": waited}
 
     return _make_step(take_next, after_step)
@@ -226,10 +227,12 @@ def _next_timed(iterator, is_timed: bool) -> tuple[dict[str, tf.Tensor], tf.Tens
     """Returns the next batch, and how many seconds it was waited for, float64 [1], if timed."""
     if not is_timed:
         return next(iterator), tf.zeros([1], tf.float64)
-    asked = tf.timestamp()
+    with tf.device("CPU:0"):  # A GPU has no clock.
+        asked = tf.timestamp()
     with tf.control_dependencies([asked]):
         batch = next(iterator)
-    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+    there = tf.nest.flatten(batch, expand_composites=True)
+    with tf.control_dependencies(there), tf.device("CPU:0"):
         return batch, (tf.timestamp() - asked)[None]
 
 

@@ -298,6 +298,8 @@ def _make_train_step(
         devices.strategy,
         losses.make_loss(config, data.train.base_rates, data.train.num_examples),
         average,
-        steps.Computation(config.jit_compile, config.accumulate_steps, config.deterministic),
+        steps.Computation(
+            config.jit_compile, config.accumulate_steps, timed=not config.deterministic
+        ),
         run_data.make_train_spec(config, data.train).change_batch,
     )
