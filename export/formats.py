@@ -142,12 +142,12 @@ def convert(
 def freeze(answer: Callable[..., tf.Tensor], size: int) -> tf.types.experimental.GenericFunction:
     """Returns a model as a function of `pixels` to `scores` in which each weight is a constant.
 
+    Neither converter takes a Keras 3 model as it is: LiteRT's leaves variables in it that nobody
+    sets, and tf2onnx makes inputs of the constants that a `Normalization` layer holds.
+
     Args:
         answer: uint8 [N, S, S, 3] to logits [N, G].
         size: S.
-
-    Neither converter takes a Keras 3 model as it is: LiteRT's leaves variables in it that nobody
-    sets, and tf2onnx makes inputs of the constants that a `Normalization` layer holds.
     """
     spec = tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
 

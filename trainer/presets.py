@@ -13,7 +13,7 @@ from trainer import config
 # The tutorial's CNN, trained as the tutorial does: the defaults of `Config`.
 _REFERENCE: dict[str, Any] = {}
 
-# The same network on smaller posters, which lets it see them twelve times as often.
+# The same network on smaller posters, which leaves time for twelve times as many epochs.
 _REFERENCE_TUNED = {
     "image_size": 128,
     "epochs": 60,

@@ -159,7 +159,8 @@ class RunState:
         comes after all that it was given to do.
         """
         pending, self._pending = self._pending, []
-        self.seconds_waited += sum(float(tf.reduce_sum(outputs["waited"])) for outputs in pending)
+        waited = tf.concat([outputs["waited"] for outputs in pending], axis=0)
+        self.seconds_waited += float(tf.reduce_sum(waited))
         finite = tf.concat([outputs["finite"] for outputs in pending], axis=0).numpy()
         if finite.all():  # Of each step, all replicas.
             self._answers.append(steps.collect(pending))
