@@ -22,6 +22,14 @@ PROJECT = pathlib.Path(__file__).resolve().parent.parent
 REAL_POSTERS = PROJECT.parent / "shared" / "movie_posters"
 
 
+@pytest.fixture(autouse=True)
+def no_global_seed():
+    """Takes back the global seed that a test has set, which other tests' shuffles would see."""
+    yield
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(None)
+
+
 def run(*command, cwd=PROJECT, check=True, **environment):
     """Runs a command as a user would and returns what it printed."""
     result = subprocess.run(

@@ -60,7 +60,7 @@ def test_no_lower_threshold_is_as_precise_as_it_should_be(decimals):
 
 def test_a_precision_that_cannot_be_had_leaves_a_genre_out():
     labels, logits = make_answers(150)
-    logits[:, 1] = -9 * labels[:, 1]  # Wrong way round.
+    logits[:, 1] = -0.5 * labels[:, 1]  # Wrong way round.
     chosen = decision.choose("abc", labels, logits, target_precision=0.9, split="validation")
     assert chosen.table.loc["b", "threshold"] == decision.NEVER
     assert "never predicted" in chosen.table.loc["b", "remark"]
@@ -71,6 +71,14 @@ def test_a_precision_that_cannot_be_had_leaves_a_genre_out():
         "Chosen on 150 posters of validation: for each genre the threshold"
     )
     assert "precision of at least 0.9" in chosen.how
+
+
+def test_scores_that_fall_with_all_labels_keep_their_order():
+    labels, logits = make_answers(300)
+    chosen = decision.choose("abc", labels, -logits)
+    assert chosen.table["remark"].tolist()[:2] == ["calibrated not at all"] * 2
+    taken = -logits >= thresholds.choose_thresholds(labels, -logits)
+    np.testing.assert_array_equal(chosen.predict(-logits), taken)
 
 
 def test_calibration_is_platts():

@@ -120,7 +120,7 @@ def test_without_thresholds_all_are_a_half_and_it_says_so(run_dir, tmp_path):
     flags = (f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
     printed = conftest.run(sys.executable, "-m", "export", *flags).stdout
     assert "Thresholds: Not chosen: each threshold is 0.5" in printed
-    assert f"`python -m trainer.report_page --run_dir={run_dir} --tta=none` chooses" in printed
+    assert f"`python -m trainer.cross_fit --run_dir={run_dir} --tta=none` chooses" in printed
     kept = decision.read(tmp_path / "1" / "thresholds.json")
     assert set(kept.table["threshold"]) == {0.5}
 

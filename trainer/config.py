@@ -226,6 +226,17 @@ def define_tta_flag() -> flags.FlagHolder:
     )
 
 
+def define_target_precision_flag() -> flags.FlagHolder:
+    """Defines the flag for what thresholds are chosen for, in the commands that choose them."""
+    return flags.DEFINE_float(
+        "target_precision",
+        0,
+        "Choose each genre's threshold for this precision, 0 to 1, instead of the best F1.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+
+
 def describe_tta(tta: str) -> str:
     """Returns in words what the answers are of, for a choice of `TTA`."""
     return {

@@ -20,13 +20,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Where the dataset is built; empty: where the run has read it."
 )
 _TTA = config_lib.define_tta_flag()
-_TARGET_PRECISION = flags.DEFINE_float(
-    "target_precision",
-    0,
-    "Choose each genre's threshold for this precision, 0 to 1, instead of the best F1.",
-    lower_bound=0,
-    upper_bound=1,
-)
+_TARGET_PRECISION = config_lib.define_target_precision_flag()
 _THRESHOLDS_FROM = flags.DEFINE_string(
     "thresholds_from",
     "",

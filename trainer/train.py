@@ -23,7 +23,7 @@ def train_and_evaluate(
     resume: bool = True,
     override: bool = False,
     report: bool = True,
-) -> None:
+) -> bool:
     """Trains a model, evaluates it every few epochs and leaves a run directory.
 
     A run that was stopped, by whatever means, goes on from its last checkpoint as if it
@@ -35,6 +35,9 @@ def train_and_evaluate(
         resume: whether a run that has begun in `run_dir` may go on.
         override: whether it may go on with other settings.
         report: whether to write `report.html` at the end.
+
+    Returns:
+        Whether the run is done; it is not where a stop was asked for.
 
     Raises:
         config.UsageError: the settings cannot be used, the data is damaged, the loss is no
@@ -60,10 +63,10 @@ def train_and_evaluate(
             print(f"Phase 1 of 2, in {run.head.path}: the head, on the backbone's features.")
             phase = Phase(config.head_phase(), run.head, devices, stop)
             if not _train_phase(phase, resume, override):
-                return
+                return False
             keras.utils.clear_session()  # Layers of the same names come again.
             print("\nPhase 2 of 2: the head and all layers that --freeze does not name.")
-        _train_phase(Phase(config, run, devices, stop), resume, override, finish)
+        return _train_phase(Phase(config, run, devices, stop), resume, override, finish)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
 
@@ -166,6 +167,41 @@ class Split:
     def shares(self, count: int) -> list["Split"]:
         """Returns so many parts of it, of equal size to one example."""
         return [Split(self.builder, part) for part in tfds.even_splits(self.name, count)]
+
+    def folds(self, count: int) -> list[tuple[str, str]]:
+        """Returns the names of so many parts of it, each of equal size to one example.
+
+        Returns:
+            For each part the name of all the rest, and the part's own.
+
+        Raises:
+            config.UsageError: it has fewer examples.
+        """
+        if self.num_examples < count:
+            raise config_lib.UsageError(f"{self} has {self.num_examples} posters, not {count}.")
+        ends = [self.num_examples * fold // count for fold in range(count + 1)]
+        return [
+            (
+                "+".join([*self._cut(0, start), *self._cut(end, ends[-1])]),
+                "+".join(self._cut(start, end)),
+            )
+            for start, end in itertools.pairwise(ends)
+        ]
+
+    def _cut(self, start: int, end: int) -> list[str]:
+        """Returns the names of what is from one of its examples to before another."""
+        infos, names, first = self.builder.info.splits, [], 0
+        for part in tfds.core.ReadInstruction.from_spec(self.name).to_absolute(infos):
+            size = infos[part.splitname].num_examples
+            lowest, highest, _ = slice(part.from_, part.to).indices(size)
+            inner_start, inner_end = (
+                max(lowest, lowest + start - first),
+                min(highest, lowest + end - first),
+            )
+            if inner_start < inner_end:
+                names.append(f"{part.splitname}[{inner_start}:{inner_end}]")
+            first += highest - lowest
+        return names
 
     def read(self, in_parts: bool = False) -> tf.data.Dataset:
         """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`.

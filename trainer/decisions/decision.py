@@ -26,10 +26,12 @@ class Decision(NamedTuple):
             the genre; `posters`, how many had it where these were chosen; `remark`, what is
             special about them, or empty.
         how: how they came about, in sentences.
+        split: whose posters they were chosen on; empty: none.
     """
 
     table: pd.DataFrame
     how: str
+    split: str = ""
 
     def calibrate(self, logits: np.ndarray) -> np.ndarray:
         """Returns calibrated probabilities, float64 [N, G], of logits, float [N, G]."""
@@ -41,12 +43,14 @@ class Decision(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the decision as a JSON object."""
-        return {"how": self.how, "genres": self.table.reset_index().to_dict("records")}
+        genres = self.table.reset_index().to_dict("records")
+        return {"how": self.how, "split": self.split, "genres": genres}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Decision":
         """Inverse of `to_json`."""
-        return cls(pd.DataFrame(content["genres"]).set_index("genre"), content["how"])
+        table = pd.DataFrame(content["genres"]).set_index("genre")
+        return cls(table, content["how"], content["split"])
 
 
 def choose(
@@ -59,7 +63,8 @@ def choose(
     """Chooses calibration and thresholds by a model's answers.
 
     A genre of fewer than `thresholds.MIN_TO_CHOOSE` posters gets what is right for all genres
-    together. So does one whose logits fall with its probability.
+    together. So does one whose logits fall with its probability, or none is calibrated if all
+    together do.
 
     Args:
         genres: names [G].
@@ -70,7 +75,9 @@ def choose(
     """
     labels = np.asarray(labels) > 0.5
     chosen = thresholds.choose_thresholds(labels, logits, target_precision)
-    of_all = calibration.fit(labels.ravel(), logits.ravel())
+    of_all, as_all = calibration.fit(labels.ravel(), logits.ravel()), "as all genres together"
+    if of_all[0] <= 0:  # It would turn the order of the scores round.
+        of_all, as_all = (1.0, 0.0), "not at all"
     rows = []
     for g, count in enumerate(labels.sum(axis=0)):
         slope, intercept, remark = *of_all, f"{count} posters: as for all genres together"
@@ -78,7 +85,7 @@ def choose(
             slope, intercept = calibration.fit(labels[:, g], logits[:, g])
             remark = ""
             if slope <= 0:
-                (slope, intercept), remark = of_all, "calibrated as all genres together"
+                (slope, intercept), remark = of_all, f"calibrated {as_all}"
         if np.isinf(chosen[g]):
             remark = "; ".join(
                 filter(None, [remark, "no threshold is so precise: never predicted"])
@@ -93,7 +100,7 @@ def choose(
         f"Chosen on {len(labels)} posters of {split}: for each genre the threshold with {goal}, "
         "and the two numbers that calibrate its scores (Platt)."
     )
-    return Decision(table, how)
+    return Decision(table, how, split)
 
 
 def cross_fit(
@@ -153,7 +160,8 @@ def read(path: pathlib.Path, **facts: int | str) -> Decision | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    if any(content[name] != value for name, value in facts.items()):
+    is_of_facts = all(content[name] == value for name, value in facts.items())
+    if not is_of_facts or "split" not in content:  # Earlier versions did not say it.
         return None
     return Decision.from_json(content)
 

@@ -127,6 +127,10 @@ def evaluate_run(
         decision = decision_lib.choose(
             facts["genres"], *answers[1], target_precision, facts["validation_split"]
         )
+    elif not facts["validation_split"] and not target_precision:
+        kept = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
+        if kept and kept.split and not splits.Split(train.builder, kept.split).overlaps(evaluated):
+            decision = kept
     return Evaluated(
         run,
         config,
@@ -154,7 +158,7 @@ def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Eval
             that are reported.
     """
     other = directory.RunDirectory(run_dir)
-    config, facts = other.read_config()
+    config, _ = other.read_config()
     decision = decision_lib.read(other.thresholds, tta=evaluated.tta)
     if not decision:
         raise config_lib.UsageError(
@@ -169,7 +173,7 @@ def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Eval
                 f"--thresholds_from={run_dir}: its --{name} is {theirs!r}, here it is {ours!r}; "
                 "name a run whose scores mean the same."
             )
-    chosen_on = splits.Split(evaluated.split.builder, facts["validation_split"])
+    chosen_on = splits.Split(evaluated.split.builder, decision.split)
     if chosen_on.overlaps(evaluated.split):
         raise config_lib.UsageError(
             f"--thresholds_from={run_dir}: they were chosen on {chosen_on}, which has posters of "

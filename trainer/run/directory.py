@@ -3,6 +3,7 @@
 config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
 report.html  answers.npz  thresholds.json
 head/, a run's directory of its own: of the head that was trained first
+folds/1-of-5/ and so on, likewise: of what `trainer.cross_fit` trains on the rest of each part
 """
 
 import atexit
@@ -97,6 +98,10 @@ class RunDirectory:
     def head(self) -> "RunDirectory":
         """The run of the head that is trained first, if one is."""
         return RunDirectory(self.path / "head")
+
+    def fold(self, number: int, count: int) -> "RunDirectory":
+        """The run of what was trained without one of so many parts of the train split."""
+        return RunDirectory(self.path / "folds" / f"{number}-of-{count}")
 
     def seconds_of_head(self) -> float:
         """Returns how long the head was trained first; 0 if none was."""
