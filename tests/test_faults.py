@@ -155,14 +155,14 @@ def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp
 
 def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
     """float16 wraps the optimizer: `--precision=auto` may mean another on another machine."""
-    settings = config.Config(image_size=48)
+    settings, none = config.Config(image_size=48), {"labels": np.zeros([0, 3], np.float32)}
     kept = []
     for precision in ("mixed_float16", "float32"):
         model = registry.create_model(settings, 3, "float32")
         optimizer = optimizer_lib.create_optimizer(settings, precision, 10, model)
         optimizer.build(model.trainable_variables)
-        kept.append(checkpoints.Checkpoints(tmp_path, model, optimizer, 2))
-    kept[0].save(1, *np.zeros([2, 0, 3], np.float32))
+        kept.append(checkpoints.Checkpoints(tmp_path, model, optimizer, none, 2))
+    kept[0].save(1, none)
     assert kept[0].restore().step == 1
     with pytest.raises(config.UsageError, match=r"00000001 does not fit .*in a --precision like"):
         kept[1].restore()

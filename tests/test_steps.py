@@ -13,7 +13,7 @@ from tests import conftest
 from trainer import config, flops, learner, runtime, steps
 from trainer.data import run_data
 from trainer.models import layers, losses, optimizer as optimizer_lib, registry
-from trainer.reports import run_log, scores, tables
+from trainer.reports import answers as answers_lib, run_log, scores, tables
 from trainer.run import checkpoints, directory, state as state_lib, stopping
 
 REPLICA = tf.distribute.get_strategy()
@@ -42,12 +42,17 @@ def endless(image=(1.0, 2.0)):
 
 
 def make_state(directory_path, model, optimizer, precision, **settings):
-    return state_lib.RunState(
+    phase = state_lib.Phase(
         config.Config(checkpoint_every_seconds=1e9, **settings),
         directory.RunDirectory(directory_path),
         runtime.Devices(REPLICA, runtime.Choice("one_device", ""), precision, is_chief=True),
-        checkpoints.Checkpoints(directory_path / "checkpoints", model, optimizer, num_kept=2),
         stopping.StopRequest(),
+    )
+    kept = answers_lib.Kept(np.zeros(3))
+    return state_lib.RunState(
+        phase,
+        checkpoints.Checkpoints(phase.run.checkpoints, model, optimizer, kept.arrays, num_kept=2),
+        kept,
         lambda step: f"posters of step {step}",
         wait_for_records=lambda: None,
     )
@@ -107,7 +112,9 @@ def test_skipped_steps_are_counted_epoch_by_epoch(data_dir, tmp_path):
     devices = runtime.Devices(REPLICA, runtime.Choice("one_device", ""), "mixed_float16", True)
     model = registry.create_model(chosen, 8, "float32")
     run = directory.RunDirectory(tmp_path)
-    answers = steps.Predicted(np.eye(8, dtype=np.float32), np.zeros([8, 8], np.float32), 50.0)
+    kept = answers_lib.Kept(data.train.base_rates)
+    kept.add(np.eye(8, dtype=np.float32), np.zeros([8, 8], np.float32))
+    answers = answers_lib.Answered(kept, 50.0)
     done = {"epoch": 1, "step": 16, "split": "train", "seconds": 1.0, "skipped_steps": 3}
     run.append_metrics([{**done, **dict.fromkeys(scores.METRICS, 0.5)}])
     log = run_log.RunLog(chosen, run, devices, data, learner.Learner(model, None, None, ""))
@@ -131,7 +138,7 @@ def test_short_steps_are_taken_several_a_call(seconds, count):
 ON_TWO_DEVICES = """
 import json, os, pathlib, tempfile
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import keras, tensorflow as tf
+import keras, numpy as np, tensorflow as tf
 from trainer import runtime
 from trainer.models import layers
 from trainer.run import checkpoints
@@ -143,9 +150,10 @@ masks = [mask.numpy() > 0 for mask in strategy.experimental_local_results(drop()
 with tf.device("/cpu:1"):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     directory, optimizer = pathlib.Path(tempfile.mkdtemp()), keras.optimizers.SGD()
-    kept = checkpoints.Checkpoints(directory, model, optimizer, num_kept=1)
+    none = {"labels": np.zeros([0, 3], np.float32)}
+    kept = checkpoints.Checkpoints(directory, model, optimizer, none, num_kept=1)
 of_model = tf.DeviceSpec.from_string(model.weights[0].value.device).device_index
-answers = [kept._step, kept._labels, kept._logits]
+answers = [kept._step, *kept._answers.values()]
 print(json.dumps({
     "kept": [float(mask.mean()) for mask in masks],
     "kept by both": float((masks[0] & masks[1]).mean()),

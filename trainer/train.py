@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainer import cluster, config as config_lib, learner as learner_lib, runtime, steps
 from trainer.data import pipeline, run_data
 from trainer.models import losses, optimizer as optimizer_lib
-from trainer.reports import page, progress as progress_lib, run_log
+from trainer.reports import answers as answers_lib, page, progress as progress_lib, run_log
 from trainer.run import checkpoints as checkpoints_lib, directory, state as state_lib, stopping
 
 
@@ -61,33 +61,16 @@ def train_and_evaluate(
         stack.enter_context(cluster.lost_workers_named(devices.strategy))
         if config.head_epochs and not run.has_begun():
             print(f"Phase 1 of 2, in {run.head.path}: the head, on the backbone's features.")
-            phase = Phase(config.head_phase(), run.head, devices, stop)
+            phase = state_lib.Phase(config.head_phase(), run.head, devices, stop)
             if not _train_phase(phase, resume, override):
                 return False
             keras.utils.clear_session()  # Layers of the same names come again.
             print("\nPhase 2 of 2: the head and all layers that --freeze does not name.")
-        return _train_phase(Phase(config, run, devices, stop), resume, override, finish)
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A run, or the training of its head that comes first.
-
-    Attributes:
-        config: its settings.
-        run: where it is kept.
-        devices: where it computes.
-        stop: what asks for a stop.
-    """
-
-    config: config_lib.Config
-    run: directory.RunDirectory
-    devices: runtime.Devices
-    stop: stopping.StopRequest
+        return _train_phase(state_lib.Phase(config, run, devices, stop), resume, override, finish)
 
 
 def _train_phase(
-    phase: Phase,
+    phase: state_lib.Phase,
     resume: bool,
     override: bool,
     finish: Callable[[run_log.RunLog], None] = lambda log: None,
@@ -230,34 +213,38 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
 
 def _evaluate(context: Context, state: state_lib.RunState) -> None:
     """Lets the model answer, and begins to score it and its epoch, unless a stop comes before."""
-    trained = steps.Predicted(*state.answers(), state.images_per_second)
-    predicted = {context.data.train.name: trained}
-    for split in context.data.evaluated:
+    data = context.data
+    answered = {data.train.name: answers_lib.Answered(state.answers, state.images_per_second)}
+    for split in data.evaluated:
+        answers = answers_lib.gather(split.num_examples, data.train.base_rates)
+        num_steps = math.ceil(split.num_examples / context.config.batch_size)
+        once = steps.Pass(num_steps, f"evaluating {split}", state.should_stop)
         with split.damage_named():
-            answers = steps.predict(
-                context.eval_step,
-                context.eval_batches[split.name],
-                math.ceil(split.num_examples / context.config.batch_size),
-                f"evaluating {split}",
-                state.should_stop,
+            speed = steps.answer(
+                context.eval_step, context.eval_batches[split.name], once, answers.add
             )
-        if answers is None:
+        if speed is None:
             return
-        predicted[split.name] = answers
+        answered[split.name] = answers_lib.Answered(answers, speed)
     facts = {**context.learner.facts(state.step), "share_waited": state.share_waited}
-    context.log.record(state.step, facts, predicted)
+    context.log.record(state.step, facts, answered)
     state.is_recorded = True
 
 
 def _restore(
-    phase: Phase, data: run_data.RunData, learner: learner_lib.Learner, log: run_log.RunLog
+    phase: state_lib.Phase,
+    data: run_data.RunData,
+    learner: learner_lib.Learner,
+    log: run_log.RunLog,
 ) -> state_lib.RunState:
     """Gives a learner the weights to begin with: those of the last checkpoint come first."""
     config, run, devices = phase.config, phase.run, phase.devices
+    answers = answers_lib.gather(data.train.num_examples, data.train.base_rates)
     checkpoints = checkpoints_lib.Checkpoints(
         run.checkpoints,
         learner.model,
         learner.optimizer,
+        answers.arrays,
         config.keep_checkpoints,
         devices.is_chief,
         learner.average,
@@ -272,9 +259,7 @@ def _restore(
         spec = run_data.make_train_spec(config, data.train)
         return ", ".join(pipeline.poster_ids_of_step(spec, step))
 
-    state = state_lib.RunState(
-        config, run, devices, checkpoints, phase.stop, describe_batch, log.wait
-    )
+    state = state_lib.RunState(phase, checkpoints, answers, describe_batch, log.wait)
     if not state.step:
         begin_with = str(run.head.path) if config.head_epochs else config.init_from
         learner_lib.initialize(learner, config, data.train.genres, begin_with)

@@ -14,10 +14,11 @@ from trainer import config as config_lib, runtime, steps
 from trainer.benchmark import turns
 from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
 from trainer.models import optimizer as optimizer_lib, registry
-from trainer.reports import scores
+from trainer.reports import answers
 
 Stage = Callable[[float], turns.Turn]
 _COUNTED = 64  # Examples counted at a time in the stages before batching.
+_POSTERS_DRAWN = 1 << 14  # At a time, to be scored.
 _MATMUL_SIZE = 4096
 
 
@@ -129,19 +130,25 @@ def matmul_flops(precision: str, seconds: float) -> float:
 
 
 def score_epoch(num_posters: int, num_genres: int) -> dict[str, float]:
-    """Measures what it takes to score an epoch's answers, here drawn at random.
+    """Measures what it takes to gather and score an epoch's answers, here drawn at random.
 
     Returns:
-        `posters`, `seconds`, and `peak_memory_bytes` beside the answers.
+        `posters`, `seconds`, and `peak_memory_bytes`, with the answers where they are kept.
     """
     rng = np.random.default_rng(0)
-    shape = (num_posters, num_genres)
-    labels = (rng.random(shape, np.float32) < 0.1).astype(np.float32)  # Two or three genres each.
-    logits = rng.standard_normal(shape, np.float32)
     tracemalloc.start()  # It knows of NumPy's arrays.
+    gathered = answers.gather(num_posters, np.full(num_genres, 0.1))
+    seconds = 0.0
+    for first in range(0, num_posters, _POSTERS_DRAWN):
+        shape = (min(_POSTERS_DRAWN, num_posters - first), num_genres)
+        labels = (rng.random(shape, np.float32) < 0.1).astype(np.float32)  # Two or three genres.
+        logits = rng.standard_normal(shape, np.float32)
+        start = time.perf_counter()
+        gathered.add(labels, logits)
+        seconds += time.perf_counter() - start
     start = time.perf_counter()
-    scores.compute_metrics(labels, logits)
-    seconds = time.perf_counter() - start
+    gathered.compute_metrics()
+    seconds += time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return {"posters": num_posters, "seconds": seconds, "peak_memory_bytes": peak}

@@ -62,7 +62,7 @@ def open_data(config: config_lib.Config, keep_in: str | os.PathLike = "") -> Run
         _ = train.base_rates
     return RunData(
         train,
-        [splits.Split(train.builder, name) for name in evaluated],
+        [splits.Split(train.builder, name, keep_in) for name in evaluated],
         validation,
         cache,
         make_train_spec(config, train).batching.steps_per_epoch,

@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from trainer import config as config_lib, flops, learner as learner_lib, runtime, steps
+from trainer import config as config_lib, flops, learner as learner_lib, runtime
 from trainer.data import pipeline, run_data, splits
 from trainer.models import registry
-from trainer.reports import curves, scores, tables, tensorboard
+from trainer.reports import answers as answers_lib, curves, scores, tables, tally, tensorboard
 from trainer.run import directory
 
 _NUM_SAMPLES = 6  # Posters that TensorBoard shows with their answers.
+_MOST_READ = 50_000  # Posters whose genres are read before an epoch, which takes 5 s.
 
 
 class RunLog:
@@ -100,7 +101,7 @@ class RunLog:
         if self._devices.is_chief:
             self._begin_files(step)
         data = self._data
-        constants = [self._score_constant(split, split.read_labels()) for split in data.evaluated]
+        constants = [self._expect_constant(split) for split in data.evaluated]
         train_loss = scores.constant_loss(data.train.base_rates, data.train.base_rates)
         print(tables.format_header([split.name for split in data.evaluated]))
         print(tables.format_constant(train_loss, constants), flush=True)
@@ -133,17 +134,17 @@ class RunLog:
         self,
         step: int,
         of_training: Mapping[str, float],
-        predicted: Mapping[str, steps.Predicted],
+        answered: Mapping[str, answers_lib.Answered],
     ) -> None:
         """Begins to score the answers of an epoch, to print the scores and write them to files.
 
         Args:
             step: after which they were given.
             of_training: what the train split's record has too: of `learner.Learner.facts`.
-            predicted: name of a split -> its answers, the train split's first.
+            answered: name of a split -> its answers, the train split's first.
         """
         self.wait()
-        self._pending = self._thread.submit(self._record, step, of_training, predicted)
+        self._pending = self._thread.submit(self._record, step, of_training, answered)
 
     def wait(self) -> None:
         """Waits until what `record` began is done.
@@ -159,7 +160,7 @@ class RunLog:
         self,
         step: int,
         of_training: Mapping[str, float],
-        predicted: Mapping[str, steps.Predicted],
+        answered: Mapping[str, answers_lib.Answered],
     ) -> None:
         data = self._data
         opened = {split.name: split for split in (data.train, *data.evaluated)}
@@ -168,12 +169,12 @@ class RunLog:
                 "epoch": -(-step // data.steps_per_epoch),
                 "step": step,
                 "split": split,
-                **scores.compute_metrics(answers.labels, answers.outputs),
-                "images_per_second": answers.images_per_second,
+                **answers.compute_metrics(),
+                "images_per_second": speed,
                 "seconds": time.monotonic() - self._start,
-                "constant": self._score_constant(opened[split], answers.labels),
+                "constant": self._score_constant(opened[split], answers),
             }
-            for split, answers in predicted.items()
+            for split, (answers, speed) in answered.items()
         ]
         records[0].update(of_training)
         if "skipped_steps" in of_training:  # Of this epoch; they are counted over the whole run.
@@ -193,24 +194,34 @@ class RunLog:
             print(line, flush=True)
         if self._devices.is_chief:
             self._run.append_metrics(records)
-            self._write_curves(records, predicted)
+            self._write_curves(records, answered)
 
-    def _score_constant(self, split: splits.Split, labels: np.ndarray) -> dict[str, float]:
-        """Scores the constant predictor, once for each split: every whole pass is alike."""
+    def _expect_constant(self, split: splits.Split) -> dict[str, float]:
+        """Scores the constant predictor before anything else has answered; LRAP may be NaN."""
         base_rates = self._data.train.base_rates
-        if len(labels) < split.num_examples:  # The run ends within the epoch.
-            return scores.compute_constant_metrics(labels, base_rates)
+        if split.num_examples > _MOST_READ:
+            return tally.constant_metrics(split.base_rates, base_rates)
+        scored = scores.compute_constant_metrics(split.read_labels(), base_rates)
+        self._constants[split.name] = scored
+        return scored
+
+    def _score_constant(
+        self, split: splits.Split, answers: answers_lib.Gathered
+    ) -> dict[str, float]:
+        """Scores the constant predictor, once for each split: every whole pass is alike."""
+        if len(answers) < split.num_examples:  # The run ends within the epoch.
+            return answers.compute_constant_metrics()
         if split.name not in self._constants:
-            self._constants[split.name] = scores.compute_constant_metrics(labels, base_rates)
+            self._constants[split.name] = answers.compute_constant_metrics()
         return self._constants[split.name]
 
-    def _write_curves(self, records: list[dict], predicted: Mapping[str, steps.Predicted]) -> None:
+    def _write_curves(
+        self, records: list[dict], answered: Mapping[str, answers_lib.Answered]
+    ) -> None:
         self._tensorboard.write_records(directory.as_frame(records))
         for split in self._data.evaluated[:1]:
-            answers = predicted[split.name]
-            picture = curves.draw_answers(
-                self._sample_posters, answers.labels, answers.outputs, self._data.train.genres
-            )
+            shown = answered[split.name].answers.first(_NUM_SAMPLES)
+            picture = curves.draw_answers(self._sample_posters, *shown, self._data.train.genres)
             self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
         directory.write_atomically(
             self._run.learning_curves, curves.draw_learning_curves(self._run.read_history())

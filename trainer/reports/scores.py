@@ -59,7 +59,7 @@ def compute_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         "label_accuracy": float(np.mean((logits > 0) == labels)),
         "macro_ap": macro_ap(labels, logits),
         "micro_ap": average_precision(labels, logits),
-        "lrap": float(np.mean(_ranking_precisions(labels, logits))),
+        "lrap": float(np.mean(ranking_precisions(labels, logits))),
     }
 
 
@@ -197,8 +197,13 @@ def poster_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return _in_blocks(of_block, labels, logits)
 
 
-def _ranking_precisions(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns the label ranking average precision of each poster, float64 [N]."""
+def ranking_precisions(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Returns the label ranking average precision of each poster, float64 [N].
+
+    Args:
+        labels: bool [N, G].
+        logits: float [N, G].
+    """
 
     def of_block(labels, logits):
         posters, genres = np.nonzero(labels)
@@ -240,7 +245,7 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
         # Of posters that all score the same, any number has a genre's share of positives.
         "macro_ap": float(np.mean(shares[shares > 0])) if labels.any() else math.nan,
         "micro_ap": average_precision(labels, logits),
-        "lrap": math.fsum(_ranking_precisions(labels, logits)) / len(labels),
+        "lrap": math.fsum(ranking_precisions(labels, logits)) / len(labels),
     }
 
 

@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -31,8 +31,7 @@ class State(NamedTuple):
     """How far a run has come."""
 
     step: int
-    labels: np.ndarray  # [N, G], of the posters trained on in this epoch,
-    logits: np.ndarray  # and what the model answered when they came.
+    answers: dict[str, np.ndarray]  # For the posters trained on in this epoch, when they came.
 
 
 class Checkpoints:
@@ -49,6 +48,7 @@ class Checkpoints:
         directory: pathlib.Path,
         model: keras.Model,
         optimizer,
+        answers: Mapping[str, np.ndarray],
         num_kept: int,
         chief: bool = True,
         average: keras.Model | None = None,
@@ -61,6 +61,7 @@ class Checkpoints:
             directory: of the run's checkpoints; all workers read it.
             model: the model.
             optimizer: its optimizer.
+            answers: what is kept of an epoch's answers when there are none yet.
             num_kept: the newest checkpoints to keep, beside the best.
             chief: whether this worker writes to `directory`.
             average: the model that has a running average of the model's weights, if there is one.
@@ -68,13 +69,12 @@ class Checkpoints:
         self._directory = directory
         self._num_kept = num_kept
         self._chief = chief
-        num_genres = model.output_shape[-1]
         with tf.device("/cpu:0"):  # An epoch's answers would take memory of the GPU.
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._labels, self._logits = (
-                tf.Variable(tf.zeros([0, num_genres]), shape=[None, num_genres], trainable=False)
-                for _ in range(2)
-            )
+            self._answers = {
+                name: tf.Variable(array, shape=[None, *array.shape[1:]], trainable=False)
+                for name, array in answers.items()
+            }
         # What dropout draws from is part of `variables`, not of `weights`.
         weights = {id(variable) for variable in model.weights}
         self._checkpoint = tf.train.Checkpoint(
@@ -83,8 +83,7 @@ class Checkpoints:
             optimizer=optimizer,
             random=[v.value for v in model.variables if id(v) not in weights],
             step=self._step,
-            labels=self._labels,
-            logits=self._logits,
+            **self._answers,
         )
 
     def restore(self) -> State:
@@ -103,22 +102,22 @@ class Checkpoints:
                     "Go on with those that the run began with, in a --precision like its own, or "
                     "choose another --run_dir."
                 ) from error
-        return State(int(self._step.numpy()), self._labels.numpy(), self._logits.numpy())
+        answers = {name: variable.numpy() for name, variable in self._answers.items()}
+        return State(int(self._step.numpy()), answers)
 
-    def save(self, step: int, labels: np.ndarray, logits: np.ndarray) -> None:
+    def save(self, step: int, answers: Mapping[str, np.ndarray]) -> None:
         """Saves the state after `step` steps.
 
         Args:
             step: the number of steps taken.
-            labels: [N, G], of the epoch so far.
-            logits: [N, G], likewise.
+            answers: what is kept of those of the epoch so far.
 
         Raises:
             config.UsageError: it could not be written; earlier checkpoints are as they were.
         """
         self._step.assign(step)
-        self._labels.assign(labels)
-        self._logits.assign(logits)
+        for name, array in answers.items():
+            self._answers[name].assign(array)
         if not self._chief:
             with tempfile.TemporaryDirectory(prefix="worker-checkpoint-") as unread:
                 self._checkpoint.write(os.path.join(unread, _PREFIX))

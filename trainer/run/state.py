@@ -1,5 +1,6 @@
 """How far a run has come, and what is seen to between two calls of its step."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,23 @@ _SECONDS_OF_A_LONG_STEP = 0.01
 _SECONDS_PER_CALL = 0.05
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A run, or the training of its head that comes first.
+
+    Attributes:
+        config: its settings.
+        run: where it is kept.
+        devices: where it computes.
+        stop: what asks for a stop.
+    """
+
+    config: config_lib.Config
+    run: directory.RunDirectory
+    devices: runtime.Devices
+    stop: stopping.StopRequest
+
+
 class RunState:
     """The position of a run: how many steps it has taken, and the answers of its epoch so far.
 
@@ -21,6 +39,7 @@ class RunState:
 
     Attributes:
         step: steps taken since the run began.
+        answers: for the posters of this epoch so far.
         stopped: whether a stop was asked for, which all workers agree on.
         is_recorded: whether the scores at this step are in `metrics.jsonl`, or on their way.
         images_per_second: of the last epoch; None unless this process has trained.
@@ -31,22 +50,18 @@ class RunState:
 
     def __init__(
         self,
-        config: config_lib.Config,
-        run: directory.RunDirectory,
-        devices: runtime.Devices,
+        phase: Phase,
         checkpoints: checkpoints_lib.Checkpoints,
-        stop: stopping.StopRequest,
+        answers,
         describe_batch: Callable[[int], str],
         wait_for_records: Callable[[], None],
     ):
         """Goes on from the last checkpoint, if there is one.
 
         Args:
-            config: the settings.
-            run: where the run is kept.
-            devices: where it computes.
+            phase: what is trained.
             checkpoints: to restore and to save.
-            stop: what asks for a stop.
+            answers: of `reports.answers.gather`, to take those of the train split.
             describe_batch: function of a step to the posters in its batch, in words.
             wait_for_records: waits until the scores of the epochs before are in `metrics.jsonl`.
 
@@ -54,29 +69,28 @@ class RunState:
             config.UsageError: there are checkpoints that cannot be read or do not fit, or the
                 workers do not have the same.
         """
-        self._config = config
-        self._run = run
-        self._devices = devices
+        self._config, self._run = phase.config, phase.run
+        self._devices, self._stop = phase.devices, phase.stop
         self._checkpoints = checkpoints
-        self._stop = stop
         self._describe_batch = describe_batch
         self._wait_for_records = wait_for_records
-        self._vote = cluster.Vote(devices.strategy)
+        self._vote = cluster.Vote(self._devices.strategy)
         self._last_save = time.monotonic()
-        self.step, *answers = checkpoints.restore()
-        cluster.check_same_step(devices.strategy, self.step)
-        self._answers = [tuple(answers)]
+        self.step, restored = checkpoints.restore()
+        cluster.check_same_step(self._devices.strategy, self.step)
+        self.answers = answers
+        self.answers.restore(restored)
         self._pending: list[dict[str, tf.Tensor]] = []  # Since the last look, not on the host.
-        self.steps_per_call = config.steps_per_call or 1
+        self.steps_per_call = self._config.steps_per_call or 1
         self.stopped = False
         self.images_per_second: float | None = None
         self.share_waited: float | None = None
         self.seconds_waited = 0.0
-        self.is_recorded = (run.read_metrics()["step"] == self.step).any()
+        self.is_recorded = (self._run.read_metrics()["step"] == self.step).any()
 
     def begin_epoch(self) -> None:
         """Forgets the answers of the epoch before."""
-        self._answers = []
+        self.answers = self.answers.anew()  # Those of the epoch before may still be scored.
         self.seconds_waited = 0.0
         self._vote.begin()
 
@@ -132,12 +146,6 @@ class RunState:
         )
         return has_converged
 
-    def answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns labels and logits, float32 [N, G], of the posters of this epoch so far."""
-        labels, logits = (np.concatenate(parts) for parts in zip(*self._answers, strict=True))
-        self._answers = [(labels, logits)]
-        return labels, logits
-
     def prune(self) -> None:
         """Removes the checkpoints that are neither among the newest nor the best."""
         self._wait_for_records()
@@ -147,7 +155,7 @@ class RunState:
     def _save(self) -> None:
         # A run goes on from here: what was to be recorded before would never be again.
         self._wait_for_records()
-        self._checkpoints.save(self.step, *self.answers())
+        self._checkpoints.save(self.step, self.answers.arrays)
         self.prune()
         self._last_save = time.monotonic()
         self._vote.begin()
@@ -163,7 +171,7 @@ class RunState:
         self.seconds_waited += float(tf.reduce_sum(waited))
         finite = tf.concat([outputs["finite"] for outputs in pending], axis=0).numpy()
         if finite.all():  # Of each step, all replicas.
-            self._answers.append(steps.collect(pending))
+            self.answers.add(*steps.collect(pending))
             return
         num_steps = len(finite) // self._devices.num_replicas
         step = self.step - num_steps + int(np.argmin(finite)) // self._devices.num_replicas + 1
