@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
 from poster_tfds import machine
-from trainer import config as config_lib, steps
+from trainer import config as config_lib, inference
 from trainer.data import pipeline
 from trainer.reports import scores as scores_lib
 
@@ -248,7 +248,7 @@ def _compare_macro_ap(
 
     num_steps = min(evaluated.batching.steps_per_epoch, -(-_MAX_EVALUATED // evaluated.batch_size))
     with evaluated.split.damage_named():
-        labels, both, _ = steps.predict(
+        labels, both, _ = inference.predict(
             answer, iter(pipeline.eval_batches(evaluated)), num_steps, f"int8 on {evaluated.split}"
         )
     ours, theirs = (scores_lib.macro_ap(labels, both[:, i]) for i in range(2))

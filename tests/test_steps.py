@@ -150,7 +150,7 @@ masks = [mask.numpy() > 0 for mask in strategy.experimental_local_results(drop()
 with tf.device("/cpu:1"):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     directory, optimizer = pathlib.Path(tempfile.mkdtemp()), keras.optimizers.SGD()
-    none = {"labels": np.zeros([0, 3], np.float32)}
+    none = dict.fromkeys(("labels", "logits"), np.zeros([0, 3], np.float32))
     kept = checkpoints.Checkpoints(directory, model, optimizer, none, num_kept=1)
 of_model = tf.DeviceSpec.from_string(model.weights[0].value.device).device_index
 answers = [kept._step, *kept._answers.values()]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import cluster, config as config_lib, learner as learner_lib, runtime, steps
+from trainer import cluster, config as config_lib, inference, learner as learner_lib, runtime, steps
 from trainer.data import pipeline, run_data
 from trainer.models import losses, optimizer as optimizer_lib
 from trainer.reports import answers as answers_lib, page, progress as progress_lib, run_log
@@ -218,9 +218,9 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
     for split in data.evaluated:
         answers = answers_lib.gather(split.num_examples, data.train.base_rates)
         num_steps = math.ceil(split.num_examples / context.config.batch_size)
-        once = steps.Pass(num_steps, f"evaluating {split}", state.should_stop)
+        once = inference.Pass(num_steps, f"evaluating {split}", state.should_stop)
         with split.damage_named():
-            speed = steps.answer(
+            speed = inference.answer(
                 context.eval_step, context.eval_batches[split.name], once, answers.add
             )
         if speed is None:

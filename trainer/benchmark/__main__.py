@@ -162,7 +162,7 @@ def measure(config: config_lib.Config) -> None:
         f"Peak memory: {peak / 1e9:.2f} GB in all; "
         + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items())
         + f"\nScores of {scored['posters']:,} posters: {scored['seconds']:.2f} s and "
-        f"{scored['peak_memory_bytes'] / 1e9:.2f} GB with what is kept of them\n\n{explain(figures)}"
+        f"{scored['peak_memory_bytes'] / 1e9:.2f} GB with what is kept\n\n{explain(figures)}"
     )
     if _JSON.value:
         content = {

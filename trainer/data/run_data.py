@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, runtime, steps
+from trainer import config as config_lib, inference, runtime, steps
 from trainer.data import caching, feature_files, features as features_lib, pipeline, splits
 from trainer.run import directory
 
@@ -244,7 +244,7 @@ def _features(
     spec = make_spec(config, split)
     posters = functools.partial(pipeline.eval_batches, spec)
     with split.damage_named():
-        predicted = steps.predict(
+        predicted = inference.predict(
             steps.make_eval_step(features_lib.variants(backbone, mirrored), strategy),
             iter(strategy.distribute_datasets_from_function(posters)),
             spec.batching.steps_per_epoch,

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from poster_tfds import source
-from trainer import config as config_lib, steps
+from trainer import config as config_lib, inference, steps
 from trainer.data import pipeline, run_data, splits, test_time
 from trainer.decisions import decision as decision_lib
 from trainer.reports import answers as answers_lib
@@ -112,7 +112,7 @@ def evaluate_run(
         asked = splits.Split(train.builder, each)
         spec = run_data.make_spec(config, asked)
         with asked.damage_named():
-            predicted = steps.predict(
+            predicted = inference.predict(
                 eval_step,
                 iter(pipeline.eval_batches(spec)),
                 spec.batching.steps_per_epoch,

@@ -1,0 +1,87 @@
+"""A split gone through once: a model's answers for all of it."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer import steps
+from trainer.reports import progress as progress_lib
+
+_BATCHES_TAKEN = 64  # At a time, from the device.
+
+
+class Predicted(NamedTuple):
+    """Answers for a split."""
+
+    labels: np.ndarray  # float32 [N, G], multi-hot.
+    outputs: np.ndarray  # float32 [N, ...]: logits, or whatever the model gives.
+    images_per_second: float
+
+
+def predict(
+    eval_step: Callable[[Iterator], dict],
+    batches: Iterator,
+    num_steps: int,
+    title: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Predicted | None:
+    """Goes once through a split, with a progress bar, and returns all answers.
+
+    Args:
+        eval_step: of `steps.make_eval_step`.
+        batches: what it takes.
+        num_steps: batches of one pass.
+        title: for the progress bar.
+        should_stop: asked after each batch.
+
+    Returns:
+        The answers, or None if it was told to stop.
+    """
+    parts = []
+    go = Pass(num_steps, title, should_stop)
+    speed = answer(eval_step, batches, go, lambda *answers: parts.append(answers))
+    if speed is None:
+        return None
+    return Predicted(*map(np.concatenate, zip(*parts, strict=True)), speed)
+
+
+class Pass(NamedTuple):
+    """How a split is gone through once."""
+
+    num_steps: int  # Batches.
+    title: str  # For the progress bar.
+    should_stop: Callable[[], bool] = lambda: False  # Asked after each batch.
+
+
+def answer(
+    eval_step: Callable[[Iterator], dict],
+    batches: Iterator,
+    once: Pass,
+    take: Callable[[np.ndarray, np.ndarray], None],
+) -> float | None:
+    """Goes once through a split and hands on the answers, some batches at a time.
+
+    Args:
+        eval_step: of `steps.make_eval_step`.
+        batches: what it takes.
+        once: how far to go.
+        take: what takes labels, float32 [N, G], and what the model gives for them, [N, ...].
+
+    Returns:
+        Images a second, or None if it was told to stop.
+    """
+    pending, num_images = [], 0
+    start = time.perf_counter()
+    with progress_lib.Progress(once.title, once.num_steps) as progress:
+        for step in range(1, once.num_steps + 1):
+            pending.append(eval_step(batches))
+            progress.update(len(pending[-1]["weight"]))
+            if once.should_stop():
+                return None
+            if len(pending) == _BATCHES_TAKEN or step == once.num_steps:
+                labels, values = steps.collect(pending)
+                take(labels, values)
+                pending, num_images = [], num_images + len(labels)
+    return num_images / (time.perf_counter() - start)
