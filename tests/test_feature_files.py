@@ -1,8 +1,11 @@
 """Features that are kept are those that would be computed, and of nothing else."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+import re
 import sys
 
 import keras
@@ -14,7 +17,9 @@ from trainer import config as config_lib
 from trainer.data import feature_files, features, splits
 
 CONFIG = config_lib.Config(model="efficientnet_lite0", image_size=32)
-FEATURES = features.Features(np.ones((5, 1, 3), np.float32), np.eye(5, 2, dtype=np.float32))
+FEATURES = features.Features(  # Of the 90 posters of the test split.
+    np.arange(270, dtype=np.float32).reshape(90, 1, 3), np.eye(90, 2, dtype=np.float32)
+)
 
 
 @pytest.fixture
@@ -27,9 +32,17 @@ def backbone():
     return keras.Sequential([keras.Input([4]), keras.layers.Dense(3)])
 
 
-def train(data_dir, run_dir, *flags):
+def keep(folder, about):
+    """Keeps `FEATURES`, taken in two parts."""
+    with contextlib.closing(feature_files.Collector(folder, about)) as collector:
+        for part in (slice(0, 64), slice(64, 90)):
+            collector.take(FEATURES.labels[part], FEATURES.values[part])
+        return collector.finish()
+
+
+def train(data_dir, run_dir, *flags, module="trainer"):
     return conftest.run(
-        *(sys.executable, "-m", "trainer", "--dataset=poster_tfds/synthetic", "--noreport"),
+        *(sys.executable, "-m", module, "--dataset=poster_tfds/synthetic", "--noreport"),
         *("--preset=pretrained_head", "--model=efficientnet_lite0", "--image_size=32"),
         *("--pretrained_weights=none", "--epochs=2", "--seed=3", "--deterministic"),
         *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", *flags),
@@ -59,7 +72,7 @@ def test_a_second_head_starts_at_once_and_learns_the_same(data_dir, tmp_path):
 
 def test_features_are_of_the_weights_the_posters_and_how_they_are_read(split, backbone, tmp_path):
     about = feature_files.describe(CONFIG, split, backbone, False)
-    feature_files.write(tmp_path, about, FEATURES)
+    keep(tmp_path, about)
     found = feature_files.read(tmp_path, feature_files.describe(CONFIG, split, backbone, False))
     np.testing.assert_array_equal(found.values, FEATURES.values)
     np.testing.assert_array_equal(found.labels, FEATURES.labels)
@@ -78,8 +91,17 @@ def test_features_are_of_the_weights_the_posters_and_how_they_are_read(split, ba
     assert [feature_files.read(tmp_path, other) for other in others] == [None] * len(others)
 
 
+def test_features_for_which_there_is_no_memory_are_on_disk_and_the_same(data_dir, tmp_path):
+    in_memory = train(data_dir, tmp_path / "memory")
+    assert re.search(r"features in memory: 0\.\d\d GB fit in half of the", in_memory.stdout)
+    on_disk = train(data_dir, tmp_path / "disk", module="tests.crowded_trainer")
+    assert re.search(r"features on disk: .* GB do not fit in half of the 0.0 GB", on_disk.stdout)
+    assert scores(tmp_path / "memory") == scores(tmp_path / "disk")
+    assert not (tmp_path / "disk" / "cache").exists()
+
+
 def test_a_dataset_that_was_built_anew_has_other_features(split, backbone, tmp_path):
-    feature_files.write(tmp_path, feature_files.describe(CONFIG, split, backbone, False), FEATURES)
+    keep(tmp_path, feature_files.describe(CONFIG, split, backbone, False))
     path = split.builder.info.splits["test"].filepaths[0]
     before = os.stat(path)
     try:
@@ -94,15 +116,18 @@ def test_what_could_not_be_written_whole_is_not_there(split, backbone, tmp_path,
     about = feature_files.describe(CONFIG, split, backbone, False)
 
     def fail(path, text):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("pathlib.Path.write_text", fail)
-        with pytest.raises(config_lib.UsageError, match=r"features_dir=.*No space left on device"):
-            feature_files.write(tmp_path, about, FEATURES)
+        with pytest.raises(config_lib.UsageError, match=r"No space left on device.*features_dir"):
+            keep(tmp_path, about)
     assert not list(tmp_path.iterdir())
-    feature_files.write(tmp_path, about, FEATURES)
-    feature_files.write(tmp_path, about, FEATURES)  # As another run does that began with this one.
+    slower = feature_files.Collector(tmp_path, about)
+    slower.take(FEATURES.labels, FEATURES.values)
+    keep(tmp_path, about)
+    slower.finish()  # Another run, which began later, was faster.
+    slower.close()
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "about.json").read_text()) == about
     (folder / "values.npy").write_bytes((folder / "values.npy").read_bytes()[:-5])

@@ -1,4 +1,7 @@
-"""What is kept of a split after its first epoch: what `--cache` means on this machine."""
+"""What is kept of a split after its first epoch: what `--cache` means on this machine.
+
+And where features are kept, of which there is no choice: they are needed.
+"""
 
 from typing import NamedTuple
 
@@ -13,6 +16,21 @@ class Cache(NamedTuple):
 
     name: str
     reason: str
+
+
+def choose_feature_cache(num_bytes: int) -> Cache:
+    """Chooses where the features of a frozen backbone are: `in memory` or `on disk`.
+
+    Args:
+        num_bytes: what they take.
+    """
+    free = machine.available_memory()
+    fits = num_bytes <= free * _MEMORY_SHARE
+    return Cache(
+        "in memory" if fits else "on disk",
+        f"{num_bytes / 1e9:.2f} GB {'fit' if fits else 'do not fit'} in half of the "
+        f"{free / 1e9:.1f} GB of free memory",
+    )
 
 
 def choose_cache(name: str, split: splits.Split, image_size: int) -> Cache:

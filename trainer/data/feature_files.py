@@ -1,15 +1,18 @@
-"""Features in files, so that another head on the same backbone and posters starts at once.
+"""Features in files, which are mapped into memory: of as many posters as the disk has room for.
 
-They are a folder of `--features_dir`, whose name is a digest of all that they follow from: the
-backbone's weights, how posters are read, and the files of the split. `about.json` says it in words.
+They are a folder, whose name is a digest of all that they follow from: the backbone's weights, how
+posters are read, and the files of the split. `about.json` says it in words. So another head on the
+same backbone and posters, with the same `--features_dir`, starts at once.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from typing import Any
+import uuid
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
@@ -18,6 +21,8 @@ import tensorflow as tf
 from trainer import config as config_lib
 from trainer.data import features as features_lib, splits
 from trainer.run import directory
+
+_NAMES = [f"{name}.npy" for name in features_lib.Features._fields]
 
 
 def describe(
@@ -67,44 +72,94 @@ def read(features_dir: str, about: dict[str, Any]) -> features_lib.Features | No
     if not folder.exists():
         return None
     try:
-        values, labels = (np.load(folder / f"{name}.npy") for name in features_lib.Features._fields)
+        return _open(folder)
     except (OSError, ValueError, EOFError) as error:
         raise config_lib.UsageError(
             f"{folder} is damaged ({error}). Remove it; the same command makes it anew."
         ) from error
-    return features_lib.Features(values, labels)
 
 
-def write(features_dir: str, about: dict[str, Any], features: features_lib.Features) -> None:
-    """Keeps features there, all of them or none.
+class Collector:
+    """Takes the features of a split into files as they are computed, all of them or none.
 
-    Args:
-        features_dir: `--features_dir`.
-        about: of `describe`.
-        features: of the split.
-
-    Raises:
-        config.UsageError: they cannot be written.
+    They are written first and mapped then: a full disk is an error so, and not a signal.
     """
-    folder = _folder(features_dir, about)
-    incomplete = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        incomplete.mkdir(parents=True)
-        for name, array in features._asdict().items():
-            np.save(incomplete / f"{name}.npy", array)
-        (incomplete / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-        incomplete.rename(folder)
-    except OSError as error:
-        if folder.exists():  # Another run was faster.
-            return
-        raise config_lib.UsageError(
-            f"--features_dir={features_dir}: features could not be written: {error.strerror}. "
-            "Make room, or leave the flag out, and give the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
+
+    def __init__(self, features_dir: str | os.PathLike, about: dict[str, Any]):
+        """Begins with none.
+
+        Args:
+            features_dir: in which their folder will be.
+            about: of `describe`.
+
+        Raises:
+            config.UsageError: nothing can be written there.
+        """
+        self._about = about
+        self._folder = _folder(features_dir, about)
+        self._incomplete = self._folder.with_name(f".{self._folder.name}.{uuid.uuid4().hex}")
+        self._files: list[BinaryIO] = []
+        with self._errors_named():
+            self._incomplete.mkdir(parents=True)
+
+    def take(self, labels: np.ndarray, values: np.ndarray) -> None:
+        """Takes those of the next posters: float32 [M, G] and [M, V, F].
+
+        Raises:
+            config.UsageError: they cannot be written.
+        """
+        arrays = [np.ascontiguousarray(array, "<f4") for array in (values, labels)]
+        with self._errors_named():
+            if not self._files:
+                for name, array in zip(_NAMES, arrays, strict=True):
+                    self._files.append((self._incomplete / name).open("wb"))
+                    shape = (self._about["num_examples"], *array.shape[1:])
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(self._files[-1], header)
+            for file, array in zip(self._files, arrays, strict=True):
+                file.write(array.tobytes())
+
+    def finish(self) -> features_lib.Features:
+        """Returns all that were taken.
+
+        Raises:
+            config.UsageError: they could not be written.
+        """
+        with self._errors_named():
+            self._close()
+            (self._incomplete / "about.json").write_text(json.dumps(self._about, indent=2) + "\n")
+            try:
+                self._incomplete.rename(self._folder)
+            except OSError:
+                if not self._folder.exists():  # It does if another run was faster.
+                    raise
+        return _open(self._folder)
+
+    def close(self) -> None:
+        """Removes what is not finished."""
+        with contextlib.suppress(OSError):
+            self._close()
+        shutil.rmtree(self._incomplete, ignore_errors=True)
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    @contextlib.contextmanager
+    def _errors_named(self):
+        try:
+            yield
+        except OSError as error:
+            raise config_lib.UsageError(
+                f"{self._folder.parent}: features could not be written: {error.strerror}. Make "
+                "room, or name another --features_dir, and give the same command again."
+            ) from error
 
 
-def _folder(features_dir: str, about: dict[str, Any]) -> pathlib.Path:
+def _open(folder: pathlib.Path) -> features_lib.Features:
+    return features_lib.Features(*(np.load(folder / name, mmap_mode="r") for name in _NAMES))
+
+
+def _folder(features_dir: str | os.PathLike, about: dict[str, Any]) -> pathlib.Path:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return directory.local_path(features_dir, "--features_dir") / digest[:16]

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, inference, runtime, steps
-from trainer.data import caching, feature_files, features as features_lib, pipeline, splits
+from trainer import config as config_lib, runtime
+from trainer.data import caching, feature_computing, features as features_lib, pipeline, splits
 from trainer.run import directory
 
 _Batches = Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -143,11 +143,21 @@ def open_inputs(
 
     Returns:
         The batches, or None if it was given up.
+
+    Raises:
+        config.UsageError: features cannot be kept where they are to be.
     """
     if config.freeze != config_lib.BACKBONE:
         return _poster_inputs(config, data, run, start_step)
-    backbone = model.get_layer(config_lib.BACKBONE)
-    return _feature_inputs(config, data, backbone, strategy, start_step, should_stop)
+    features = feature_computing.compute(
+        config,
+        [make_spec(config, split) for split in (data.train, *data.evaluated)],
+        run,
+        model.get_layer(config_lib.BACKBONE),
+        strategy,
+        should_stop,
+    )
+    return features and _feature_inputs(config, data, features, start_step)
 
 
 def _poster_inputs(
@@ -161,8 +171,10 @@ def _poster_inputs(
             return pipeline.service_batches(spec, config.data_service, context)
         if spec.cache != "disk":
             return pipeline.train_batches(spec, context)
-        file = run.new_cache_file(context.input_pipeline_id)
-        return pipeline.train_batches(dataclasses.replace(spec, cache_file=file), context)
+        file = run.new_cache(context.input_pipeline_id) / "posters"
+        return pipeline.train_batches(
+            dataclasses.replace(spec, cache_file=os.fspath(file)), context
+        )
 
     # Read once an epoch, they need not take the room that decoded posters do.
     cache = "none" if data.cache.name == "none" else "encoded"
@@ -180,39 +192,10 @@ def _poster_inputs(
 def _feature_inputs(
     config: config_lib.Config,
     data: RunData,
-    backbone: keras.Model,
-    strategy: tf.distribute.Strategy,
+    features: Mapping[str, features_lib.Features],
     start_step: int,
-    should_stop: Callable[[], bool],
-) -> Inputs | None:
-    """Computes the features of all posters on all replicas, and returns batches of them.
-
-    Args:
-        config: the settings.
-        data: the run's splits.
-        backbone: model of posters to features.
-        strategy: where the replicas are.
-        start_step: batches that an interrupted run has trained on.
-        should_stop: whether to give up, asked again and again.
-
-    Returns:
-        The batches, or None if it was given up.
-
-    Raises:
-        config.UsageError: `--features_dir` cannot be used.
-    """
-    if config.features_dir and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        raise config_lib.UsageError(
-            f"--features_dir={config.features_dir} is for one process: leave it out with several "
-            "workers."
-        )
-    features = {}
-    for split in {split.name: split for split in (data.train, *data.evaluated)}.values():
-        mirrored = split == data.train and "flip" in config.augmentations
-        of_split = _features(config, split, backbone, mirrored, strategy, should_stop)
-        if of_split is None:
-            return None
-        features[split.name] = of_split
+) -> Inputs:
+    """Returns batches of the features of splits, by their names."""
     train = make_train_spec(config, data.train, start_step=start_step)
     return Inputs(
         functools.partial(features_lib.train_batches, features[data.train.name], train.batching),
@@ -225,35 +208,3 @@ def _feature_inputs(
             for split in data.evaluated
         },
     )
-
-
-def _features(
-    config: config_lib.Config,
-    split: splits.Split,
-    backbone: keras.Model,
-    mirrored: bool,
-    strategy: tf.distribute.Strategy,
-    should_stop: Callable[[], bool],
-) -> features_lib.Features | None:
-    """Returns the features of a split, read or computed, or None if it was given up."""
-    if config.features_dir:
-        about = feature_files.describe(config, split, backbone, mirrored)
-        if kept := feature_files.read(config.features_dir, about):
-            print(f"features of {split}: those in {config.features_dir}", flush=True)
-            return kept
-    spec = make_spec(config, split)
-    posters = functools.partial(pipeline.eval_batches, spec)
-    with split.damage_named():
-        predicted = inference.predict(
-            steps.make_eval_step(features_lib.variants(backbone, mirrored), strategy),
-            iter(strategy.distribute_datasets_from_function(posters)),
-            spec.batching.steps_per_epoch,
-            f"features of {split}",
-            should_stop,
-        )
-    if predicted is None:
-        return None
-    features = features_lib.Features(predicted.outputs, predicted.labels)
-    if config.features_dir:
-        feature_files.write(config.features_dir, about, features)
-    return features

@@ -202,8 +202,8 @@ class RunDirectory:
                 stack.callback(_remove_if_empty, self.path)
             yield
 
-    def new_cache_file(self, worker: int) -> str:
-        """Returns the name of a file for decoded posters, gone when the process ends.
+    def new_cache(self, worker: int) -> pathlib.Path:
+        """Returns an empty folder for decoded posters or features, gone when the process ends.
 
         tf.data refuses to go on with a cache that was not completed, so what a killed
         process left is removed.
@@ -215,7 +215,7 @@ class RunDirectory:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         atexit.register(_remove_cache, directory)
-        return os.fspath(directory / "posters")
+        return directory
 
     def read_metrics(self) -> pd.DataFrame:
         """Returns the records of `metrics.jsonl`, oldest first, a row each.
