@@ -3,7 +3,7 @@
 It writes the same shards, byte for byte, as the engine in the builder. Each poster is read
 twice, to check it and by the worker that writes its shard. Rows wait in files beside the shards:
 what Beam moves is where they are there, so that no runner has to shuffle images or rows, or to
-hold them: it moves one part for each of a chunk's buckets, a few for a thousand rows.
+hold them: it moves one part for each of a chunk's buckets, four for a thousand rows.
 """
 
 import bisect
@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ from poster_tfds.built import checksums
 
 _FAULTS, _DUPLICATES = "faults", "duplicates"
 _KEY_BYTES = 16  # TFDS hashes keys with MD5.
-_MAX_CHUNK = 1 << 14  # Rows that a worker holds at a time, more or less.
+_ROWS_HELD = 1 << 14  # Rows that a worker holds at a time, more or less, of up to a million.
+_ROWS_A_PART = 1 << 8  # Of more than that.
 _MIN_CHUNKS = 64  # Enough for some workers to share them evenly.
 
 
@@ -138,8 +140,9 @@ def build(
     directory = next(iter(storage.templates.values())).data_dir / "beam"
     directory.mkdir()
     num_rows = sum(source.num_rows.values())
-    row_files = row_files_lib.RowFiles(directory, -(-num_rows // _MAX_CHUNK))
-    chunk = min(_MAX_CHUNK, -(-num_rows // _MIN_CHUNKS))
+    num_held = rows_held(num_rows)
+    row_files = row_files_lib.RowFiles(directory, -(-num_rows // num_held))
+    chunk = min(num_held, -(-num_rows // _MIN_CHUNKS))
     outcome_path = directory / "outcome.json"
     options = download_config.beam_options or beam.options.pipeline_options.PipelineOptions()
     # As TFDS does: Beam takes all outputs of a transform to be of one type.
@@ -202,6 +205,15 @@ def build(
     outcome = _collect_outcome(outcome_path, storage)
     directory.rmtree()
     return outcome
+
+
+def rows_held(num_rows: int) -> int:
+    """Returns how many rows a worker holds at a time, in a chunk of them and in a bucket.
+
+    There are as many parts as chunks times buckets. For their number to grow with that of the rows
+    and not with its square, chunks and buckets must grow with its square root.
+    """
+    return max(_ROWS_HELD, math.isqrt(num_rows * _ROWS_A_PART))
 
 
 def _write_rows(

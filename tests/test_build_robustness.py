@@ -107,10 +107,11 @@ def test_what_is_no_plain_jpeg_is_converted_and_counted(build, posters, tmp_path
     assert (metadata["converted"], metadata["damaged"], metadata["max_side"]) == (4, 1, 200)
 
 
-@pytest.mark.parametrize("max_chunk", [beam_engine._MAX_CHUNK, 7])
-def test_both_engines_write_the_same_bytes(max_chunk, posters, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("held", [beam_engine._ROWS_HELD, 7])
+def test_both_engines_write_the_same_bytes(held, posters, tmp_path, monkeypatch):  # noqa: F811
     """With one bucket of rows and with six, whose borders are not those of the shards."""
-    monkeypatch.setattr(beam_engine, "_MAX_CHUNK", max_chunk)
+    monkeypatch.setattr(beam_engine, "_ROWS_HELD", held)
+    monkeypatch.setattr(beam_engine, "_ROWS_A_PART", 1)
     monkeypatch.setattr(beam_engine, "_MIN_CHUNKS", 3)  # So that each has several rows.
     damage_csv(posters)
     one, beam = tmp_path / "one", tmp_path / "beam"
@@ -119,6 +120,16 @@ def test_both_engines_write_the_same_bytes(max_chunk, posters, tmp_path, monkeyp
     one, beam = (sha256_of_files(d / "poster_tfds/mine/1.0.0") for d in (one, beam))
     assert len(one) > 20
     assert one == beam
+
+
+def test_parts_grow_with_the_rows_and_not_with_their_square():
+    def num_parts(num_rows):
+        held = beam_engine.rows_held(num_rows)
+        return (-(-num_rows // held)) ** 2
+
+    for num_rows in (10**6, 10**7, 10**8, 10**9):
+        assert num_rows / 300 < num_parts(num_rows) < num_rows / 200
+    assert num_parts(10**4) == 1
 
 
 def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):  # noqa: F811
