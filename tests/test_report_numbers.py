@@ -258,8 +258,10 @@ class Axes:
         return [e for e in self.group if e.get("id", "").startswith(kind)]
 
     def _vertices(self, part):
-        path = part.find(f"{SVG}path").get("d")
-        return [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)]
+        return self._points(part.find(f"{SVG}path"))
+
+    def _points(self, path):
+        return [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path.get("d"))]
 
     def _to_data(self, points):
         left, bottom, right, top = self.frame
@@ -283,6 +285,17 @@ class Axes:
         bars = [p for p in self._parts("patch")[1:] if len(self._vertices(p)) == 4]
         return np.array([self._to_data(self._vertices(bar))[2, 1] for bar in bars])
 
+    def widths(self):
+        """Of the bars that lie."""
+        bars = [p for p in self._parts("patch")[1:] if len(self._vertices(p)) == 4]
+        return np.array([self._to_data(self._vertices(bar))[:, 0].max() for bar in bars])
+
+    def spans(self):
+        """Where lines of a collection begin and end, [N, 2], in their order."""
+        (collection,) = self._parts("LineCollection")
+        paths = collection.iter(f"{SVG}path")
+        return np.array([self._to_data(self._points(path))[:, 0] for path in paths])
+
     def cells(self, count):
         """The colours of an image of so many rows and columns, uint8 [G, G, 3]."""
         data = self.group.find(f".//{SVG}image").get(HREF).split(",")[1]
@@ -292,6 +305,21 @@ class Axes:
         pixels = np.asarray(image)
         rows, columns = (np.int64(middles * size) for size in pixels.shape[:2])
         return pixels[np.ix_(rows, columns)]
+
+
+def test_the_bars_of_average_precision_are_scikit_learns(plots, tables, answers):
+    labels, scores, *_ = answers
+    (axes,) = plots["Average precision of each genre"]
+    found = metrics.average_precision_score(labels, scores, average=None)
+    order = np.argsort(-found, kind="stable")
+    np.testing.assert_allclose(np.sort(axes.widths())[::-1], found[order], atol=1e-3)
+    # Marks of the constant predictor's, and lines from one end of the interval to the other.
+    np.testing.assert_allclose(axes.markers()[:, 0], labels.mean(axis=0)[order], atol=1e-3)
+    expected = [
+        [float(tables["Genres"][GENRES[genre]][end]) for end in ("lower end", "upper end")]
+        for genre in order
+    ]
+    np.testing.assert_allclose(axes.spans(), expected, atol=1e-3)
 
 
 def distance(point, line):

@@ -32,9 +32,10 @@ def main(arguments: list[str]) -> None:
     command_line.import_tensorflow()
     import keras
     import numpy as np
+    import tensorflow as tf
 
-    from trainer import train
-    from trainer.data import splits
+    from trainer import steps, train
+    from trainer.data import splits, test_time
     from trainer.decisions import decision
     from trainer.reports import evaluated
     from trainer.run import checkpoints, directory
@@ -64,8 +65,11 @@ def main(arguments: list[str]) -> None:
         keras.utils.clear_session()  # Layers of the same names come again.
         if not train.train_and_evaluate(settings, fold.path, report=False):
             return
-        answered = evaluated.evaluate_run(fold.path, part, config.data_dir, _TTA.value)
-        answers.append(answered.answers)
+        model, _ = checkpoints.restore_model(fold.path)
+        model = test_time.averaged(model, _TTA.value)
+        eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
+        unseen = splits.Split(whole.builder, part)
+        answers.append(evaluated.answer(eval_step, config, unseen, f"answers for {part}"))
     chosen = decision.choose(
         facts["genres"],
         *map(np.concatenate, zip(*answers, strict=True)),

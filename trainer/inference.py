@@ -40,47 +40,44 @@ def predict(
         The answers, or None if it was told to stop.
     """
     parts = []
-    go = Pass(num_steps, title, should_stop)
-    speed = answer(eval_step, batches, go, lambda *answers: parts.append(answers))
+    speed = answer(
+        eval_step, batches, num_steps, title, lambda *answers: parts.append(answers), should_stop
+    )
     if speed is None:
         return None
     return Predicted(*map(np.concatenate, zip(*parts, strict=True)), speed)
 
 
-class Pass(NamedTuple):
-    """How a split is gone through once."""
-
-    num_steps: int  # Batches.
-    title: str  # For the progress bar.
-    should_stop: Callable[[], bool] = lambda: False  # Asked after each batch.
-
-
 def answer(
     eval_step: Callable[[Iterator], dict],
     batches: Iterator,
-    once: Pass,
+    num_steps: int,
+    title: str,
     take: Callable[[np.ndarray, np.ndarray], None],
+    should_stop: Callable[[], bool],
 ) -> float | None:
     """Goes once through a split and hands on the answers, some batches at a time.
 
     Args:
         eval_step: of `steps.make_eval_step`.
         batches: what it takes.
-        once: how far to go.
+        num_steps: batches of one pass.
+        title: for the progress bar.
         take: what takes labels, float32 [N, G], and what the model gives for them, [N, ...].
+        should_stop: asked after each batch.
 
     Returns:
         Images a second, or None if it was told to stop.
     """
     pending, num_images = [], 0
     start = time.perf_counter()
-    with progress_lib.Progress(once.title, once.num_steps) as progress:
-        for step in range(1, once.num_steps + 1):
+    with progress_lib.Progress(title, num_steps) as progress:
+        for step in range(1, num_steps + 1):
             pending.append(eval_step(batches))
             progress.update(len(pending[-1]["weight"]))
-            if once.should_stop():
+            if should_stop():
                 return None
-            if len(pending) == _BATCHES_TAKEN or step == once.num_steps:
+            if len(pending) == _BATCHES_TAKEN or step == num_steps:
                 labels, values = steps.collect(pending)
                 take(labels, values)
                 pending, num_images = [], num_images + len(labels)

@@ -218,10 +218,14 @@ def _evaluate(context: Context, state: state_lib.RunState) -> None:
     for split in data.evaluated:
         answers = answers_lib.gather(split.num_examples, data.train.base_rates)
         num_steps = math.ceil(split.num_examples / context.config.batch_size)
-        once = inference.Pass(num_steps, f"evaluating {split}", state.should_stop)
         with split.damage_named():
             speed = inference.answer(
-                context.eval_step, context.eval_batches[split.name], once, answers.add
+                context.eval_step,
+                context.eval_batches[split.name],
+                num_steps,
+                f"evaluating {split}",
+                answers.add,
+                state.should_stop,
             )
         if speed is None:
             return

@@ -38,14 +38,14 @@ def compute(
         config.UsageError: `--features_dir` cannot be used, or there is no room.
     """
     train = specs[0].split.name
-    of_names = {spec.split.name: spec for spec in reversed(specs)}  # One may be train itself.
+    of_names = {spec.split.name: spec for spec in specs}  # One may be train itself.
     mirrored = {name: name == train and "flip" in config.augmentations for name in of_names}
     num_posters = sum(
         spec.split.num_examples * (1 + mirrored[name]) for name, spec in of_names.items()
     )
     folder = _choose_folder(config, run, 4 * num_posters * backbone.output_shape[-1], strategy)
     features = {}
-    for name, spec in reversed(of_names.items()):  # The train split first.
+    for name, spec in of_names.items():
         collector: features_lib.Collector | feature_files.Collector
         collector = features_lib.Collector(spec.split.num_examples)
         if folder:
@@ -60,8 +60,10 @@ def compute(
             speed = inference.answer(
                 steps.make_eval_step(features_lib.variants(backbone, mirrored[name]), strategy),
                 iter(strategy.distribute_datasets_from_function(posters)),
-                inference.Pass(spec.batching.steps_per_epoch, f"features of {name}", should_stop),
+                spec.batching.steps_per_epoch,
+                f"features of {name}",
                 collector.take,
+                should_stop,
             )
             if speed is None:
                 return None

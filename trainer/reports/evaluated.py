@@ -110,18 +110,10 @@ def evaluate_run(
     answers = []
     for each in dict.fromkeys([split, facts["validation_split"] or split]):
         asked = splits.Split(train.builder, each)
-        spec = run_data.make_spec(config, asked)
-        with asked.damage_named():
-            predicted = inference.predict(
-                eval_step,
-                iter(pipeline.eval_batches(spec)),
-                spec.batching.steps_per_epoch,
-                f"report on {each}",
-                should_stop,
-            )
-        if predicted is None:
+        of_split = answer(eval_step, config, asked, f"report on {each}", should_stop)
+        if of_split is None:
             return None
-        answers.append(answers_lib.Answers(predicted.labels, predicted.outputs))
+        answers.append(of_split)
     decision = None
     if len(answers) > 1:
         decision = decision_lib.choose(
@@ -146,6 +138,37 @@ def evaluate_run(
         decision,
         model,
     )
+
+
+def answer(
+    eval_step: Callable[..., dict[str, tf.Tensor]],
+    config: config_lib.Config,
+    split: splits.Split,
+    title: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> answers_lib.Answers | None:
+    """Returns the answers for a split, in its order, or None if they were given up.
+
+    Args:
+        eval_step: of `steps.make_eval_step`.
+        config: the settings of the run, by which posters are read.
+        split: for which.
+        title: for the progress bar.
+        should_stop: whether to give up, asked again and again.
+
+    Raises:
+        config.UsageError: the split is damaged.
+    """
+    spec = run_data.make_spec(config, split)
+    with split.damage_named():
+        predicted = inference.predict(
+            eval_step,
+            iter(pipeline.eval_batches(spec)),
+            spec.batching.steps_per_epoch,
+            title,
+            should_stop,
+        )
+    return None if predicted is None else answers_lib.Answers(predicted.labels, predicted.outputs)
 
 
 def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Evaluated:

@@ -239,13 +239,28 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
     labels = np.asarray(labels) > 0.5
     shares = labels.mean(axis=0)
     logits = constant_logits(base_rates, len(labels))
+    lrap = math.fsum(ranking_precisions(labels, logits)) / len(labels)
+    return join_constant_metrics(shares, base_rates, average_precision(labels, logits), lrap)
+
+
+def join_constant_metrics(
+    shares: np.ndarray, base_rates: np.ndarray, micro_ap: float, lrap: float
+) -> dict[str, float]:
+    """Returns the constant predictor's metrics: those that shares tell, and the other two.
+
+    Args:
+        shares: float [G], each genre's share of the posters.
+        base_rates: float [G], its probabilities.
+        micro_ap: of all (poster, genre) pairs.
+        lrap: of all posters.
+    """
     return {
         "loss": constant_loss(base_rates, shares),
         "label_accuracy": float(1 - np.mean(shares)),
         # Of posters that all score the same, any number has a genre's share of positives.
-        "macro_ap": float(np.mean(shares[shares > 0])) if labels.any() else math.nan,
-        "micro_ap": average_precision(labels, logits),
-        "lrap": math.fsum(ranking_precisions(labels, logits)) / len(labels),
+        "macro_ap": float(np.mean(shares[shares > 0])) if shares.any() else math.nan,
+        "micro_ap": micro_ap,
+        "lrap": lrap,
     }
 
 

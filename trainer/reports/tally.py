@@ -127,13 +127,7 @@ def constant_metrics(
     rates, places = np.unique(base_rates, return_inverse=True)
     of_rates = [np.bincount(places, part, len(rates)) for part in (1 - shares, shares)]
     micro = average_precision(*of_rates) or _UNDEFINED
-    return {
-        "loss": scores_lib.constant_loss(base_rates, shares),
-        "label_accuracy": float(1 - np.mean(shares)),
-        "macro_ap": float(np.mean(shares[shares > 0])) if shares.any() else math.nan,
-        "micro_ap": micro.value,
-        "lrap": lrap,
-    }
+    return scores_lib.join_constant_metrics(shares, base_rates, micro.value, lrap)
 
 
 class Bounded(NamedTuple):
