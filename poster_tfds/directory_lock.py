@@ -8,7 +8,7 @@ import sys
 
 from etils import epath
 
-from poster_tfds import faults
+from poster_tfds import faults, object_stores
 
 # How a file system without locks answers: NFS without its lock daemon, Lustre mounted without them.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -31,7 +31,7 @@ def hold(directory: os.PathLike):
     Raises:
         HeldError: another process holds the directory.
     """
-    if "://" in os.fspath(directory):
+    if object_stores.is_on_one(directory):
         yield False
         return
     epath.Path(directory).mkdir(parents=True, exist_ok=True)

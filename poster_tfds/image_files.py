@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from poster_tfds import object_stores
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _LONGEST_EXTENSION = max(map(len, EXTENSIONS))
 _WHOLE_FLOAT = re.compile(r"(\d+)\.0+")
@@ -200,7 +202,8 @@ def _walk(directory: epath.Path) -> Iterator[tuple[str, os.DirEntry | epath.Path
             continue
         visited.add(real)
         # One entry at a time is in memory where the file system is a local one.
-        for entry in epath.Path(folder).iterdir() if "://" in folder else os.scandir(folder):
+        is_remote = object_stores.is_on_one(folder)
+        for entry in epath.Path(folder).iterdir() if is_remote else os.scandir(folder):
             if is_image_name(entry.name):
                 yield prefix + entry.name, entry
             elif not entry.name.startswith(".") and entry.is_dir():

@@ -20,6 +20,7 @@ from poster_tfds import (
     directory_lock,
     faults,
     first_seen,
+    object_stores,
     origin,
     posters,
     source as source_lib,
@@ -80,8 +81,10 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         """As TFDS's, for a configuration's name or a `PosterConfig`.
 
         Raises:
-            faults.UserError: there is no such configuration, or its name is a built-in one's.
+            faults.UserError: there is no such configuration, or its name is a built-in one's, or
+                the dataset is on an object store that is not read.
         """
+        object_stores.check_readable(kwargs.get("data_dir") or "", "--data_dir")
         builtin = {known.name: known for known in self.BUILDER_CONFIGS}
         if isinstance(config, str) and config.partition(":")[0] not in builtin:
             raise faults.UserError(
@@ -124,6 +127,8 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
             faults.UserError: the annotations cannot be understood, or what is built already is
                 from others; or another process is building this configuration.
         """
+        if download_config:
+            object_stores.check_readable(download_config.manual_dir or "", "--manual_dir")
         build = functools.partial(
             super().download_and_prepare, download_config=download_config, **kwargs
         )

@@ -56,6 +56,13 @@ def assert_agree(one_device, run_dir, atol=1e-5):
     """Checks losses and weights, and how far the weights have moved."""
     expected, found = state(one_device), state(run_dir)
     assert expected.keys() == found.keys()
+    # Workers that read lanes of their own answer for a batch's posters in another order.
+    logits, labels = (f"{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("logits", "labels"))
+    distances = abs(expected[logits][:, None] - found[logits]).max(axis=-1)
+    nearest = distances.argmin(axis=1)
+    assert len(set(nearest)) == len(nearest) > 0
+    for name in (logits, labels):
+        found[name] = found[name][nearest]
     for name, value in expected.items():
         if "random" in name:
             continue

@@ -44,37 +44,37 @@ class Batching:
         """The epoch and the batch in it with which to begin."""
         return divmod(self.start_step, self.steps_per_epoch)
 
+    def epoch_seed(self, epoch: tf.Tensor) -> tf.Tensor:
+        """Returns the seed of an epoch's order, int64 like its number."""
+        return self.seed * 1_000_003 + epoch
+
     def shuffled(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
-        """Returns examples in the order of an epoch (int64 scalar)."""
-        return examples.shuffle(
-            self.shuffle_buffer,
-            seed=self.seed * 1_000_003 + epoch,
-            reshuffle_each_iteration=False,
-        )
+        """Returns examples in an order of an epoch (int64 scalar)."""
+        return shuffled(examples, self.shuffle_buffer, self.epoch_seed(epoch))
 
 
 def train_batches(
-    examples: tf.data.Dataset,
+    in_order: Callable[[tf.Tensor], tf.data.Dataset],
     batching: Batching,
     empty: dict[str, tf.Tensor],
     prepare: Callable[[tf.data.Dataset, tf.Tensor], tf.data.Dataset],
-    context: tf.distribute.InputContext = WHOLE,
+    share: "Share",
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches of what `prepare` makes of an epoch's examples.
 
     Args:
-        examples: of a split, in a fixed order.
-        batching: their order and their batches.
+        in_order: function of an epoch's number (int64 scalar) to its examples, in its order:
+            those of all workers, or of the lanes that are the worker's.
+        batching: their batches.
         empty: a batch without examples.
-        prepare: function of an epoch's examples, in its order, and of its number (int64
-            scalar) to `image` and `genres`.
-        context: which worker this is, of how many, and the number of replicas.
+        prepare: function of the worker's examples of an epoch and of its number to `image` and
+            `genres`.
+        share: what the worker takes.
     """
-    share = Share(batching.batch_size, context)
     start_epoch, start_batch = batching.start
 
     def one_epoch(epoch):
-        chosen = share.of(batching.shuffled(examples, epoch))
+        chosen = share.of(in_order(epoch))
         # Before they are decoded, pass over those that were trained on.
         trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
         chosen = chosen.skip(tf.where(epoch == start_epoch, trained_on, 0))
@@ -120,11 +120,31 @@ def eval_batches(
 
 
 class Share:
-    """The part of every global batch that a worker's replicas take: a slice each."""
+    """The part of every global batch that a worker's replicas take.
 
-    def __init__(self, batch_size: int, context: tf.distribute.InputContext):
+    It is a slice of each batch. Where examples come from lanes in turns, and lanes can be divided
+    evenly among the workers, it is what comes from some of the lanes: no other need be read.
+    """
+
+    def __init__(
+        self, batch_size: int, context: tf.distribute.InputContext, lanes: Sequence[int] = ()
+    ):
+        """Chooses a worker's part.
+
+        Args:
+            batch_size: global batch size.
+            context: which worker this is, of how many, and the number of replicas.
+            lanes: the sizes of the lanes.
+        """
         self._batch_size = batch_size
-        self._is_whole = context.num_input_pipelines == 1
+        workers, ours = context.num_input_pipelines, context.input_pipeline_id
+        self._is_whole = workers == 1
+        self.has_lanes = bool(lanes) and not len(lanes) % workers and not batch_size % len(lanes)
+        self.lanes = slice(None)  # Those to read.
+        if self.has_lanes:
+            num_ours = len(lanes) // workers
+            self.lanes = slice(ours * num_ours, (ours + 1) * num_ours)
+        self._num_in_lanes = sum(lanes[self.lanes])
         self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
         self.per_replica = batch_size // context.num_replicas_in_sync
         self.per_batch = self.per_replica * self.num_replicas
@@ -132,7 +152,7 @@ class Share:
 
     def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
         """Returns this worker's part of ordered examples."""
-        if self._is_whole:
+        if self._is_whole or self.has_lanes:
             return examples
 
         def is_ours(position, example):
@@ -144,6 +164,8 @@ class Share:
 
     def num_examples(self, size: int) -> int:
         """Returns how many of `size` examples are this worker's."""
+        if self.has_lanes:
+            return self._num_in_lanes
         batches, rest = divmod(size, self._batch_size)
         return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
 
@@ -169,6 +191,11 @@ def empty_batch(
 ) -> dict[str, tf.Tensor]:
     """Returns a batch without examples, of images or features of a shape."""
     return {"image": tf.zeros([0, *shape], dtype), "genres": tf.zeros([0, num_genres])}
+
+
+def shuffled(examples: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:
+    """Returns examples in the one order that a buffer and a seed (int64 scalar) give."""
+    return examples.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
 
 
 def endless(batches: tf.data.Dataset) -> tf.data.Dataset:

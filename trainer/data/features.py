@@ -1,5 +1,6 @@
 """What a frozen backbone makes of each poster, computed once, as the examples of its head."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +85,11 @@ def train_batches(
         return _look_up(features, batching_lib.map_parallel(rows, draw))
 
     return batching_lib.train_batches(
-        tf.data.Dataset.range(size), batching, _empty_batch(features), prepare, context
+        functools.partial(batching.shuffled, tf.data.Dataset.range(size)),
+        batching,
+        _empty_batch(features),
+        prepare,
+        batching_lib.Share(batching.batch_size, context),
     )
 
 

@@ -11,11 +11,12 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib
+from trainer import config as config_lib, runtime
 from trainer.data import (
     augmentation,
     batching as batching_lib,
     mixing,
+    order,
     preprocessing,
     rand_augment,
     splits,
@@ -96,7 +97,7 @@ class PipelineSpec:
         return {**empty, **drawn}
 
     def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns a record's pixels and labels, and the key from which its changes are drawn."""
+        """Returns an example's pixels and labels, and the key from which its changes are drawn."""
         loaded = {
             "image": preprocessing.decode_and_resize(
                 example["image"], self.image_size, self.resize
@@ -106,6 +107,10 @@ class PipelineSpec:
         if self.is_changed:
             loaded["key"] = tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max)
         return loaded
+
+    def load_record(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what `load` does of a record of a shard."""
+        return self.load(self.split.parse(record))
 
     def change(self, example: dict[str, tf.Tensor], epoch: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns a loaded example, changed as in an epoch (int64 scalar), and what is drawn."""
@@ -158,18 +163,25 @@ def train_batches(
         [B, G], multi-hot, where B is the batch size divided by the replicas; and what
         `change_batch` needs, float32 [B, ...], where something is left to it.
     """
-    examples = spec.split.read()
     keeps_decoded = spec.cache in ("decoded", "disk")
-    if keeps_decoded:
-        examples = batching_lib.map_parallel(examples, spec.load)
-    if spec.cache != "none":
-        examples = examples.cache(spec.cache_file)
+
+    def keep(records, piece):
+        if keeps_decoded:
+            # So many pieces are decoded at a time that each needs few threads.
+            threads = math.ceil(runtime.num_pipeline_threads() / order.num_open_pieces())
+            records = records.map(spec.load_record, num_parallel_calls=threads)
+        return records.cache(spec.cache_file and f"{spec.cache_file}-{piece}")
 
     def prepare(chosen, epoch):
-        loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load)
+        loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load_record)
         return spec.changed(loaded, epoch)
 
-    return batching_lib.train_batches(examples, spec.batching, spec.empty_batch, prepare, context)
+    lanes = order.lanes(spec.split)
+    share = batching_lib.Share(spec.batch_size, context, [lane.size for lane in lanes])
+    in_order = order.in_order(
+        lanes[share.lanes], spec.batching, keep if spec.cache != "none" else None
+    )
+    return batching_lib.train_batches(in_order, spec.batching, spec.empty_batch, prepare, share)
 
 
 def service_batches(
@@ -242,8 +254,9 @@ def poster_ids_of_step(spec: PipelineSpec, step: int) -> list[str]:
     """Returns the Ids of the posters that `train_batches` gives in a step, counted from 1."""
     batching = dataclasses.replace(spec, start_step=step - 1).batching
     epoch, batch = batching.start
-    order = batching.shuffled(spec.split.read(), tf.constant(epoch, tf.int64))
-    of_step = batching_lib.finish(order.skip(batch * spec.batch_size).take(spec.batch_size))
+    records = order.in_order(order.lanes(spec.split), batching)(tf.constant(epoch, tf.int64))
+    records = records.skip(batch * spec.batch_size).take(spec.batch_size)
+    of_step = batching_lib.finish(records.map(spec.split.parse))
     return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
 
 

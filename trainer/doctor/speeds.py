@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from poster_tfds import object_stores
 from trainer import config as config_lib
 from trainer.benchmark import stages, turns
 from trainer.data import splits
@@ -31,7 +32,7 @@ def check_disk(split: splits.Split) -> findings.Finding:
     file server may still have it.
     """
     paths = split.builder.info.splits[split.name].filepaths
-    if any("://" in str(path) for path in paths):
+    if any(map(object_stores.is_on_one, paths)):
         return findings.Finding(findings.LEFT_OUT, "--data_dir is not of this file system")
     num_bytes, seconds = 0, 0.0
     for path in paths:

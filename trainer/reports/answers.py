@@ -9,7 +9,7 @@ import numpy as np
 from trainer.reports import scores, tally
 from trainer.run import directory
 
-MOST_KEPT = 1_000_000  # Posters whose answers are kept; those of more are counted.
+MOST_KEPT = 250_000  # Posters whose answers are kept; those of more are counted.
 
 
 class Answers(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from poster_tfds import directory_lock
+from poster_tfds import directory_lock, object_stores
 from trainer import config as config_lib
 
 # What may change when a run is continued: none of these changes what is learned.
@@ -66,7 +66,7 @@ def local_path(path: str | os.PathLike, flag: str) -> pathlib.Path:
     Raises:
         config.UsageError: it names an object store, which would become a folder of that name.
     """
-    if "://" in os.fspath(path):
+    if object_stores.is_on_one(path):
         raise config_lib.UsageError(
             f"{flag}={path}: give a folder of a file system, a mounted one if need be; only "
             "--data_dir may be on an object store."

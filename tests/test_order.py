@@ -1,0 +1,162 @@
+"""How far posters move from epoch to epoch, in one order whatever is kept and whoever reads."""
+
+import itertools
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import conftest
+from trainer.data import batching, order, pipeline, splits
+
+SIZE, NUM_POSTERS, NUM_SHARDS, BATCH = 16, 500, 48, 32
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    """A dataset whose train split has 425 posters in 48 shards, six for each lane."""
+    directory = tmp_path_factory.mktemp("many_shards")
+    settings = {"name": "many_shards", "num_synthetic": NUM_POSTERS, "split": "reference"}
+    return conftest.build(directory, directory, settings, num_shards=NUM_SHARDS)
+
+
+@pytest.fixture(scope="module")
+def split(builder):
+    return splits.Split(builder, "train")
+
+
+def ids(split, epoch, **settings):
+    """The Ids of an epoch's posters, in its order."""
+    settings = batching.Batching(split.num_examples, BATCH, **settings)
+    records = order.in_order(order.lanes(split), settings)(tf.constant(epoch, tf.int64))
+    return [example["poster_id"] for example in records.map(split.parse).as_numpy_iterator()]
+
+
+def places(ids, of):
+    """For each poster of `of`, its place among `ids` from 0 to 1."""
+    found = {poster_id: place for place, poster_id in enumerate(ids)}
+    return np.array([found[poster_id] for poster_id in of]) / len(ids)
+
+
+@pytest.mark.parametrize("name", ["train", "train[13%:71%]", "test+train[:40]", "train[:9]"])
+@pytest.mark.parametrize("shuffle_buffer", [1, 100])
+def test_every_poster_comes_once_an_epoch(builder, name, shuffle_buffer):
+    split = splits.Split(builder, name)
+    expected = sorted(example["poster_id"] for example in split.read().as_numpy_iterator())
+    for epoch in range(2):
+        assert sorted(ids(split, epoch, shuffle_buffer=shuffle_buffer)) == expected
+
+
+def test_posters_move_through_all_of_the_epoch_whatever_the_buffer(split):
+    """Two independent random orders differ by a third of the epoch on average."""
+    epochs = [ids(split, epoch, seed=5) for epoch in range(6)]
+    moved = [
+        np.abs(places(after, before) - places(before, before)).mean()
+        for before, after in itertools.pairwise(epochs)
+    ]
+    assert 0.28 < np.mean(moved) < 0.38
+    # A shard's posters are apart too: its first two are never neighbours.
+    shard = split.pieces(0, 8)[0]
+    first, second = [
+        example["poster_id"] for example in split.read(in_parts=True).take(2).as_numpy_iterator()
+    ]
+    assert shard.take >= 6
+    assert all(abs(epoch.index(first) - epoch.index(second)) > 1 for epoch in epochs)
+
+
+def test_lanes_do_not_move_alike(split):
+    """Were their shards permuted alike, the lanes' n-th posters would always be neighbours."""
+    numbers = {poster_id: number for number, poster_id in enumerate(in_split_order(split))}
+    turns = [[numbers[i] for i in ids(split, epoch)[:8]] for epoch in range(2)]
+    within_lane = np.mod(turns, split.num_examples / 8)
+    assert (np.ptp(within_lane, axis=1) > 10).all()
+
+
+def in_split_order(split):
+    lanes = order.lanes(split)
+    pieces = [piece for lane in lanes for piece in lane.pieces]
+    records = tf.data.TFRecordDataset([piece.path for piece in pieces])
+    return [example["poster_id"] for example in records.map(split.parse).as_numpy_iterator()]
+
+
+@pytest.mark.parametrize("name", ["train", "train[13%:71%]"])
+def test_the_order_is_one_whatever_is_kept(builder, name, tmp_path):
+    split = splits.Split(builder, name)
+    steps = -(-split.num_examples // BATCH)
+    passes = {}
+    for cache in ("none", "encoded", "decoded", "disk"):
+        spec = pipeline.PipelineSpec(
+            split,
+            SIZE,
+            BATCH,
+            seed=2,
+            shuffle_buffer=50,
+            cache=cache,
+            cache_file=str(tmp_path / "posters") if cache == "disk" else "",
+        )
+        batches = pipeline.train_batches(spec).as_numpy_iterator()
+        passes[cache] = list(itertools.islice(batches, 2 * steps))
+    for cache in ("encoded", "decoded", "disk"):
+        for expected, found in zip(passes["none"], passes[cache], strict=True):
+            tf.nest.map_structure(np.testing.assert_array_equal, expected, found)
+
+
+@pytest.fixture
+def copy(builder, tmp_path):
+    """A copy of the dataset, whose shards can be taken away."""
+    shutil.copytree(builder.data_path, tmp_path / builder.info.full_name)
+    return splits.open_split("poster_tfds/many_shards", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("cache", ["encoded", "decoded"])
+def test_what_is_kept_is_not_read_again(copy, cache):
+    spec = pipeline.PipelineSpec(copy, SIZE, BATCH, shuffle_buffer=50, cache=cache)
+    batches = pipeline.train_batches(spec).as_numpy_iterator()
+    steps = spec.batching.steps_per_epoch
+    first = list(itertools.islice(batches, steps + 1))  # And a look at the next.
+    for shard in {piece.path for piece in copy.pieces(0, copy.num_examples)}:
+        os.unlink(shard)
+    rest = [next(batches) for _ in range(2 * steps - 1)]
+    assert sum(len(batch["image"]) for batch in first + rest) == 3 * copy.num_examples
+
+
+@pytest.mark.parametrize("cache", ["none", "decoded"])
+def test_workers_read_their_own_shards_and_see_what_one_device_would(split, copy, cache):
+    """Each of two workers has none of the other's shards: of an epoch's last batch, too."""
+    workers = 2
+    steps = 2 * -(-split.num_examples // BATCH)
+
+    def batches(split, count, context=batching.WHOLE):
+        spec = pipeline.PipelineSpec(split, SIZE, BATCH, shuffle_buffer=50, cache=cache)
+        found = pipeline.train_batches(spec, context).as_numpy_iterator()
+        return list(itertools.islice(found, count))
+
+    of_worker = []
+    ends = [0, round(split.num_examples / workers), split.num_examples]
+    names = [
+        {os.path.basename(piece.path) for piece in split.pieces(start, end)}
+        for start, end in itertools.pairwise(ends)
+    ]
+    assert not names[0] & names[1]
+    folder = copy.builder.data_path
+    for index in range(workers):
+        for name in names[1 - index]:
+            (folder / name).rename(folder / f"{name}.away")
+        context = tf.distribute.InputContext(workers, index, workers)
+        of_worker.append(batches(copy, steps, context))
+        for name in names[1 - index]:
+            (folder / f"{name}.away").rename(folder / name)
+    for expected, *parts in zip(batches(split, steps), *of_worker, strict=True):
+        assert all(len(part["image"]) <= BATCH // workers for part in parts)
+        assert content(expected) == content(*parts)
+
+
+def content(*parts):
+    """The examples of a batch, in an order of their own."""
+    return sorted(
+        image.tobytes() + genres.tobytes()
+        for part in parts
+        for image, genres in zip(part["image"], part["genres"], strict=True)
+    )
