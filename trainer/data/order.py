@@ -75,7 +75,8 @@ def in_order(
         for lane in split_lanes
     ]
     buffer = -(-batching.shuffle_buffer // _LANES)
-    rounds = max(lane.size for lane in split_lanes)
+    # A lane that is asked once more, in vain, has been gone through to its end.
+    rounds = max(lane.size for lane in split_lanes) + 1
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         ordered = []
@@ -115,7 +116,7 @@ def _choose(
         return tf.data.Dataset.from_tensor_slices(tf.fill([takes[number]], number))
 
     turns = _in_turns(chosen, repeat)
-    # Each is asked once more, in vain: by that its cache knows that it has all.
+    # So has a piece, and its cache knows that it has all.
     turns = turns.concatenate(tf.data.Dataset.range(len(datasets)))
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
 
