@@ -206,6 +206,7 @@ def test_a_run_changes_its_posters_wherever_it_is_told_to(data_dir, tmp_path):
                 test_split="",
                 image_size=48,
                 max_steps=1,
+                batch_size=8,  # Of many, what the changes do cancels out.
                 precision="float32",
                 **chosen,
             ),
@@ -216,7 +217,7 @@ def test_a_run_changes_its_posters_wherever_it_is_told_to(data_dir, tmp_path):
         losses.append(record["loss"])
     on_cpu, on_device, unchanged = losses
     assert on_device == pytest.approx(on_cpu, rel=1e-3)
-    assert abs(unchanged - on_cpu) > 5e-3 * on_cpu
+    assert abs(unchanged - on_cpu) > 0.01 * on_cpu
 
 
 def epochs(
