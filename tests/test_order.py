@@ -110,9 +110,12 @@ def copy(builder, tmp_path):
     return splits.open_split("poster_tfds/many_shards", str(tmp_path), "train")
 
 
-@pytest.mark.parametrize(("cache", "shuffle_buffer"), [("encoded", 1), ("decoded", 50)])
-def test_what_is_kept_is_not_read_again(copy, cache, shuffle_buffer):
-    spec = pipeline.PipelineSpec(copy, SIZE, BATCH, shuffle_buffer=shuffle_buffer, cache=cache)
+@pytest.mark.parametrize(
+    ("cache", "shuffle_buffer"), [("encoded", 1), ("decoded", 50), ("disk", 1)]
+)
+def test_what_is_kept_is_not_read_again(copy, cache, shuffle_buffer, tmp_path):
+    kept = {"cache": cache, "cache_file": str(tmp_path / "posters") if cache == "disk" else ""}
+    spec = pipeline.PipelineSpec(copy, SIZE, BATCH, shuffle_buffer=shuffle_buffer, **kept)
     batches = pipeline.train_batches(spec).as_numpy_iterator()
     steps = spec.batching.steps_per_epoch
     first = list(itertools.islice(batches, steps + 1))  # And a look at the next.
