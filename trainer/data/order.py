@@ -75,7 +75,7 @@ def in_order(
         for lane in split_lanes
     ]
     buffer = -(-batching.shuffle_buffer // _LANES)
-    # A lane that is asked once more, in vain, has been gone through to its end.
+    # A lane is asked once more, in vain, to be gone through to its end: see `_choose`.
     rounds = max(lane.size for lane in split_lanes) + 1
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -116,7 +116,7 @@ def _choose(
         return tf.data.Dataset.from_tensor_slices(tf.fill([takes[number]], number))
 
     turns = _in_turns(chosen, repeat)
-    # So has a piece, and its cache knows that it has all.
+    # So is a piece: a cache in a file is complete only then.
     turns = turns.concatenate(tf.data.Dataset.range(len(datasets)))
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
 
