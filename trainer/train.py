@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from trainer import cluster, config as config_lib, inference, learner as learner_lib, runtime, steps
-from trainer.data import pipeline, run_data
+from trainer.data import run_data
 from trainer.models import losses, optimizer as optimizer_lib
 from trainer.reports import answers as answers_lib, page, progress as progress_lib, run_log
 from trainer.run import checkpoints as checkpoints_lib, directory, state as state_lib, stopping
@@ -260,8 +260,7 @@ def _restore(
     def describe_batch(step):
         if config.data_service:
             return "in the order of the data service"
-        spec = run_data.make_train_spec(config, data.train)
-        return ", ".join(pipeline.poster_ids_of_step(spec, step))
+        return ", ".join(run_data.poster_ids_of_step(config, data.train, step))
 
     state = state_lib.RunState(phase, checkpoints, answers, describe_batch, log.wait)
     if not state.step:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainer.data import batching as batching_lib, splits
 
 _LANES = 8
-_PIECES_AT_A_TIME = 4  # Of a lane.
+_PIECES_AT_A_TIME = 4  # Of a lane, at most.
 _RECORDS_AHEAD = 32  # Read of a lane before they are asked for.
 
 # What is kept of a piece's records: function of them and of the piece's number in the split.
@@ -40,6 +40,11 @@ class Lane(NamedTuple):
     def size(self) -> int:
         """How many records it has."""
         return sum(piece.take for piece in self.pieces)
+
+    @property
+    def pieces_at_a_time(self) -> int:
+        """How many are taken from in turns: of all at a time, their order would not matter."""
+        return min(max(len(self.pieces) // 4, 1), _PIECES_AT_A_TIME)
 
 
 def lanes(split: splits.Split) -> list[Lane]:
@@ -103,7 +108,7 @@ def _stream(lane: Lane, chosen: tf.data.Dataset) -> tf.data.Dataset:
     def read(number):
         return _read(paths[number], skips[number], takes[number])
 
-    return _in_turns(chosen, read).prefetch(_RECORDS_AHEAD)
+    return _in_turns(lane, chosen, read).prefetch(_RECORDS_AHEAD)
 
 
 def _choose(
@@ -115,16 +120,16 @@ def _choose(
     def repeat(number):
         return tf.data.Dataset.from_tensor_slices(tf.fill([takes[number]], number))
 
-    turns = _in_turns(chosen, repeat)
+    turns = _in_turns(lane, chosen, repeat)
     # So is a piece: a cache in a file is complete only then.
     turns = turns.concatenate(tf.data.Dataset.range(len(datasets)))
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
 
 
 def _in_turns(
-    chosen: tf.data.Dataset, create: Callable[[tf.Tensor], tf.data.Dataset]
+    lane: Lane, chosen: tf.data.Dataset, create: Callable[[tf.Tensor], tf.data.Dataset]
 ) -> tf.data.Dataset:
-    return chosen.interleave(create, cycle_length=_PIECES_AT_A_TIME, block_length=1)
+    return chosen.interleave(create, cycle_length=lane.pieces_at_a_time, block_length=1)
 
 
 def _read(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:

@@ -250,16 +250,6 @@ def eval_batches(
     )
 
 
-def poster_ids_of_step(spec: PipelineSpec, step: int) -> list[str]:
-    """Returns the Ids of the posters that `train_batches` gives in a step, counted from 1."""
-    batching = dataclasses.replace(spec, start_step=step - 1).batching
-    epoch, batch = batching.start
-    records = order.in_order(order.lanes(spec.split), batching)(tf.constant(epoch, tf.int64))
-    records = records.skip(batch * spec.batch_size).take(spec.batch_size)
-    of_step = batching_lib.finish(records.map(spec.split.parse))
-    return [example["poster_id"].decode() for example in of_step.as_numpy_iterator()]
-
-
 def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the split's first poster and what is made of it in the first epochs.
 

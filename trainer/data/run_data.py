@@ -10,7 +10,15 @@ import keras
 import tensorflow as tf
 
 from trainer import config as config_lib, runtime
-from trainer.data import caching, feature_computing, features as features_lib, pipeline, splits
+from trainer.data import (
+    batching as batching_lib,
+    caching,
+    feature_computing,
+    features as features_lib,
+    order,
+    pipeline,
+    splits,
+)
 from trainer.run import directory
 
 _Batches = Callable[[tf.distribute.InputContext], tf.data.Dataset]
@@ -119,6 +127,30 @@ def make_train_spec(
         cutmix=config.cutmix,
         **changes,
     )
+
+
+def poster_ids_of_step(config: config_lib.Config, split: splits.Split, step: int) -> list[str]:
+    """Returns the Ids of the posters that a run trains on in a step.
+
+    Args:
+        config: the settings, without a data service.
+        split: the train split.
+        step: counted from 1.
+    """
+    batching = make_train_spec(config, split, start_step=step - 1).batching
+    epoch, batch = batching.start
+    number = tf.constant(epoch, tf.int64)
+    if config.freeze == config_lib.BACKBONE:
+        in_order = batching.shuffled(split.read().map(_poster_id), number)
+    else:
+        in_order = order.in_order(order.lanes(split), batching)(number)
+        in_order = in_order.map(lambda record: _poster_id(split.parse(record)))
+    of_step = in_order.skip(batch * batching.batch_size).take(batching.batch_size)
+    return [name.decode() for name in batching_lib.finish(of_step).as_numpy_iterator()]
+
+
+def _poster_id(example: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    return example["poster_id"]
 
 
 def open_inputs(
