@@ -49,9 +49,11 @@ def expected_logits(model, pixels, tta):
 def test_an_answer_is_the_mean_of_the_variants_logits(posters, tta):
     _, pixels, model = posters
     found = test_time.averaged(model, tta)(pixels, training=False).numpy()
-    np.testing.assert_allclose(found, expected_logits(model, pixels, tta), atol=2e-3)
+    tolerance = 2e-4
+    np.testing.assert_allclose(found, expected_logits(model, pixels, tta), atol=tolerance)
+    # How far variants are apart depends on what the model has learned.
     for other in set(config.TTA) - {tta}:
-        assert np.abs(found - expected_logits(model, pixels, other)).max() > 2e-2
+        assert np.abs(found - expected_logits(model, pixels, other)).max() > 20 * tolerance
     of_two = test_time.averaged(model, tta)(pixels[:2], training=False)
     np.testing.assert_allclose(of_two, found[:2], atol=1e-5)
 
