@@ -40,7 +40,8 @@ def split(data_dir):
 
 
 def batches(split, service, count, index=0, workers=1, **settings):
-    spec = pipeline.PipelineSpec(split, SIZE, BATCH, seed=1, shuffle_buffer=510, **settings)
+    settings = {"shuffle_buffer": 510, **settings}
+    spec = pipeline.PipelineSpec(split, SIZE, BATCH, seed=1, **settings)
     context = tf.distribute.InputContext(workers, index, workers)
     dataset = pipeline.service_batches(spec, service, context)
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
@@ -69,6 +70,14 @@ def test_each_example_comes_once_an_epoch(split, service, expected):
     assert any(
         (a["image"] != b["image"]).any() for a, b in zip(found[:14], found[15:29], strict=True)
     )
+
+
+def test_shards_come_in_another_order_in_each_epoch(split, service):
+    """Of the same shards' first posters, some come early in both epochs, but not nearly all."""
+    found = batches(split, service, 30, shuffle_buffer=1)
+    early, early_again = (set(posters(found[first : first + 3])) for first in (0, 15))
+    assert len(early) > 0.9 * 3 * BATCH
+    assert len(early & early_again) < 0.5 * 3 * BATCH
 
 
 def test_each_example_comes_once_over_three_training_workers(split, service, expected):

@@ -99,6 +99,30 @@ def in_order(
     return of_epoch
 
 
+def divisible(
+    split: splits.Split, batching: batching_lib.Batching
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """Returns a function of an epoch's number (int64 scalar) to the records of a split.
+
+    Workers of a tf.data service can divide their pieces, which are in an order of (seed, epoch).
+
+    Args:
+        split: of which all is read.
+        batching: gives the seed and the shuffle buffer, that of each worker.
+    """
+    all_of_it = Lane(0, split.pieces(0, split.num_examples), 0)
+    numbers = tf.range(len(all_of_it.pieces), dtype=tf.int64)
+
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        # Workers divide what is at the source: shuffled behind it, one would ask for all pieces.
+        seed = tf.stack([batching.epoch_seed(epoch), 0])
+        permuted = tf.random.experimental.stateless_shuffle(numbers, seed)
+        records = _stream(all_of_it, tf.data.Dataset.from_tensor_slices(permuted))
+        return batching.shuffled(records, epoch)
+
+    return of_epoch
+
+
 def _stream(lane: Lane, chosen: tf.data.Dataset) -> tf.data.Dataset:
     """Reads a lane's pieces in an order of their numbers."""
     paths, skips, takes = zip(*lane.pieces, strict=True)

@@ -191,9 +191,10 @@ def service_batches(
 ) -> tf.data.Dataset:
     """Returns what `train_batches` does, but read, decoded and changed by a tf.data service.
 
-    Each training worker has an equal range of the split, whose shards the workers of the
-    service divide among them. Each example comes once an epoch, in the order in which they
-    are ready: what is left of an epoch that was interrupted is made up of other examples.
+    Each training worker has an equal range of the split, whose shards, in an order of the epoch's
+    own, the workers of the service divide among them. Each example comes once an epoch, in the
+    order in which they are ready: what is left of an epoch that was interrupted is made up of
+    other examples.
 
     Args:
         spec: of the pipeline; the dataset is on storage that the service's workers reach,
@@ -209,10 +210,10 @@ def service_batches(
     start_epoch, start_batch = batching.start
     ours = spec.split.shares(context.num_input_pipelines)[context.input_pipeline_id]
     num_batches = math.ceil(ours.num_examples / share.per_replica)
-    examples = ours.read(in_parts=True)
+    in_order = order.divisible(ours, batching)
 
     def one_epoch(epoch):
-        loaded = batching_lib.map_parallel(batching.shuffled(examples, epoch), spec.load)
+        loaded = batching_lib.map_parallel(in_order(epoch), spec.load_record)
         batches = spec.changed(loaded, epoch).batch(share.per_replica)
         batches = batches.apply(_Service.distribute(_Service.ShardingPolicy.DYNAMIC, service))
         # Each worker of the service ends with a smaller batch.
