@@ -33,11 +33,14 @@ def synthetic_split(data_dir):
     return splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
 
 
-def ids(split, epoch, **settings):
-    """The Ids of an epoch's posters, in its order."""
+def epochs(split, count, **settings):
+    """The Ids of the posters of the first epochs, each in its order."""
     settings = batching.Batching(split.num_examples, BATCH, **settings)
-    records = order.in_order(order.lanes(split), settings)(tf.constant(epoch, tf.int64))
-    return [example["poster_id"] for example in records.map(split.parse).as_numpy_iterator()]
+    in_order = order.in_order(order.lanes(split), settings)
+    records = tf.data.Dataset.range(count).flat_map(in_order).map(split.parse)
+    ids = [example["poster_id"] for example in records.as_numpy_iterator()]
+    assert len(ids) == count * split.num_examples
+    return [list(epoch) for epoch in np.split(np.array(ids), count)]
 
 
 def places(ids, of):
@@ -46,22 +49,27 @@ def places(ids, of):
     return np.array([found[poster_id] for poster_id in of]) / len(ids)
 
 
+@pytest.fixture(params=[16, 4])
+def sections(request, monkeypatch):
+    """Of a lane, at most: of six shards each is one, or of four some have two."""
+    monkeypatch.setattr(order, "_SECTIONS", request.param)
+
+
 @pytest.mark.parametrize("name", ["train", "train[13%:71%]", "test+train[:40]", "train[:9]"])
 @pytest.mark.parametrize("shuffle_buffer", [1, 100])
 def test_every_poster_comes_once_an_epoch(builder, name, shuffle_buffer):
     split = splits.Split(builder, name)
     expected = sorted(example["poster_id"] for example in split.read().as_numpy_iterator())
-    for epoch in range(2):
-        assert sorted(ids(split, epoch, shuffle_buffer=shuffle_buffer)) == expected
+    for epoch in epochs(split, 2, shuffle_buffer=shuffle_buffer):
+        assert sorted(epoch) == expected
 
 
 def mean_move(split, **settings):
     """How far posters move from epoch to epoch, as a share of it."""
-    epochs = [ids(split, epoch, **settings) for epoch in range(6)]
     return np.mean(
         [
             np.abs(places(after, before) - places(before, before)).mean()
-            for before, after in itertools.pairwise(epochs)
+            for before, after in itertools.pairwise(epochs(split, 6, **settings))
         ]
     )
 
@@ -71,37 +79,36 @@ def test_where_a_lane_has_two_shards_posters_move_too(synthetic_split):
     assert 0.17 < mean_move(synthetic_split) < 0.33
 
 
-def test_posters_move_through_all_of_the_epoch_whatever_the_buffer(split):
+def test_posters_move_through_all_of_the_epoch_whatever_the_buffer(split, sections):
     """Two independent random orders differ by a third of the epoch on average."""
     assert 0.28 < mean_move(split, seed=5) < 0.38
-    epochs = [ids(split, epoch, seed=5) for epoch in range(6)]
     # A shard's posters are apart too: its first two are never neighbours.
     shard = split.pieces(0, 8)[0]
     first, second = [
         example["poster_id"] for example in split.read(in_parts=True).take(2).as_numpy_iterator()
     ]
     assert shard.take >= 6
-    assert all(abs(epoch.index(first) - epoch.index(second)) > 1 for epoch in epochs)
+    for epoch in epochs(split, 6, seed=5):
+        assert abs(epoch.index(first) - epoch.index(second)) > 1
 
 
 def test_lanes_do_not_move_alike(split):
     """Were their shards permuted alike, the lanes' n-th posters would always be neighbours."""
     numbers = {poster_id: number for number, poster_id in enumerate(in_split_order(split))}
-    turns = [[numbers[i] for i in ids(split, epoch)[:8]] for epoch in range(2)]
+    turns = [[numbers[i] for i in epoch[:8]] for epoch in epochs(split, 2)]
     within_lane = np.mod(turns, split.num_examples / 8)
     assert (np.ptp(within_lane, axis=1) > 10).all()
 
 
 def in_split_order(split):
     lanes = order.lanes(split)
-    pieces = [piece for lane in lanes for piece in lane.pieces]
+    pieces = itertools.chain(*(section for lane in lanes for section in lane.sections))
     records = tf.data.TFRecordDataset([piece.path for piece in pieces])
     return [example["poster_id"] for example in records.map(split.parse).as_numpy_iterator()]
 
 
-@pytest.mark.parametrize("name", ["train", "train[13%:71%]"])
-def test_the_order_is_one_whatever_is_kept(builder, name, tmp_path):
-    split = splits.Split(builder, name)
+def test_the_order_is_one_whatever_is_kept(builder, sections, tmp_path):
+    split = splits.Split(builder, "train[13%:71%]")
     steps = -(-split.num_examples // BATCH)
     passes = {}
     for cache in ("none", "encoded", "decoded", "disk"):

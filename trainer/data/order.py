@@ -2,9 +2,10 @@
 
 A split is cut into lanes of equal size, each a range of its records, which an epoch takes from in
 turns. So several workers can read some lanes each, and no others, and still see together what one
-device would. Of a lane the pieces of shards come in an order of the epoch's own, some at a time
-in turns, and then go through its part of the shuffle buffer. All of it is a function of (seed,
-epoch), whatever is kept of the records and however many workers there are.
+device would. Of a lane the sections come in an order of the epoch's own, some at a time in turns,
+and then go through its part of the shuffle buffer. A section is a piece of a shard, or several
+where a lane has many. All of it is a function of (seed, epoch), whatever is kept of the records and
+however many workers there are.
 """
 
 import itertools
@@ -16,10 +17,11 @@ import tensorflow as tf
 from trainer.data import batching as batching_lib, splits
 
 _LANES = 8
-_PIECES_AT_A_TIME = 4  # Of a lane, at most.
+_SECTIONS = 16  # Of a lane, at most: each that is kept is a cache of its own.
+_SECTIONS_AT_A_TIME = 4  # Of a lane, at most.
 _RECORDS_AHEAD = 32  # Read of a lane before they are asked for.
 
-# What is kept of a piece's records: function of them and of the piece's number in the split.
+# What is kept of a section's records: function of them and of its number in the split.
 Keep = Callable[[tf.data.Dataset, int], tf.data.Dataset]
 
 
@@ -28,23 +30,28 @@ class Lane(NamedTuple):
 
     Attributes:
         number: of the lane.
-        pieces: of the shards that the range is in.
-        first_piece: number in the split of the first.
+        sections: pieces of the shards that the range is in.
+        first_section: number in the split of the first.
     """
 
     number: int
-    pieces: list[splits.Piece]
-    first_piece: int
+    sections: list[list[splits.Piece]]
+    first_section: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many records each section has."""
+        return [sum(piece.take for piece in pieces) for pieces in self.sections]
 
     @property
     def size(self) -> int:
         """How many records it has."""
-        return sum(piece.take for piece in self.pieces)
+        return sum(self.sizes)
 
     @property
-    def pieces_at_a_time(self) -> int:
+    def sections_at_a_time(self) -> int:
         """How many are taken from in turns: of all at a time, their order would not matter."""
-        return min(max(len(self.pieces) // 4, 1), _PIECES_AT_A_TIME)
+        return min(max(len(self.sections) // 4, 1), _SECTIONS_AT_A_TIME)
 
 
 def lanes(split: splits.Split) -> list[Lane]:
@@ -52,16 +59,20 @@ def lanes(split: splits.Split) -> list[Lane]:
     count = min(_LANES, split.num_examples)
     # As TFDS divides a split into shards: of so many, each is a lane.
     ends = [0, *(round(split.num_examples * (i + 1) / count) for i in range(count))]
-    found, first_piece = [], 0
+    found, first_section = [], 0
     for number, (start, end) in enumerate(itertools.pairwise(ends)):
-        found.append(Lane(number, split.pieces(start, end), first_piece))
-        first_piece += len(found[-1].pieces)
+        pieces = split.pieces(start, end)
+        num_sections = min(_SECTIONS, len(pieces))
+        borders = [len(pieces) * i // num_sections for i in range(num_sections + 1)]
+        sections = [pieces[first:last] for first, last in itertools.pairwise(borders)]
+        found.append(Lane(number, sections, first_section))
+        first_section += num_sections
     return found
 
 
-def num_open_pieces() -> int:
-    """Returns how many pieces are read from in turns, at most."""
-    return _LANES * _PIECES_AT_A_TIME
+def num_open_sections() -> int:
+    """Returns how many sections are read from in turns, at most."""
+    return _LANES * _SECTIONS_AT_A_TIME
 
 
 def in_order(
@@ -72,12 +83,13 @@ def in_order(
     Args:
         split_lanes: those that are read.
         batching: gives the seed and the shuffle buffer of all lanes.
-        keep: what becomes of each piece's records before they are put in order, with a cache at
+        keep: what becomes of each section's records before they are put in order, with a cache at
             its end; None: they are read anew in each epoch, as they are.
     """
-    kept = [
-        keep and [keep(_read(*piece), lane.first_piece + i) for i, piece in enumerate(lane.pieces)]
-        for lane in split_lanes
+    readers = [_reader(lane) for lane in split_lanes]
+    kept = keep and [
+        [keep(read(i), lane.first_section + i) for i in range(len(lane.sections))]
+        for lane, read in zip(split_lanes, readers, strict=True)
     ]
     buffer = -(-batching.shuffle_buffer // _LANES)
     # A lane is asked once more, in vain, to be gone through to its end: see `_choose`.
@@ -85,12 +97,12 @@ def in_order(
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         ordered = []
-        for lane, datasets in zip(split_lanes, kept, strict=True):
+        for i, lane in enumerate(split_lanes):
             seed = batching.epoch_seed(epoch) * _LANES + lane.number
-            num_pieces = len(lane.pieces)
-            chosen = tf.data.Dataset.range(num_pieces)
-            chosen = batching_lib.shuffled(chosen, num_pieces, seed)
-            records = _choose(lane, datasets, chosen) if datasets else _stream(lane, chosen)
+            num_sections = len(lane.sections)
+            chosen = tf.data.Dataset.range(num_sections)
+            chosen = batching_lib.shuffled(chosen, num_sections, seed)
+            records = _choose(lane, kept[i], chosen) if kept else _stream(lane, readers[i], chosen)
             ordered.append(batching_lib.shuffled(records, buffer, seed))
         one_round = tf.data.Dataset.from_tensors(tf.range(len(ordered), dtype=tf.int64))
         turns = one_round.repeat(rounds).unbatch()  # Faster than many ranges.
@@ -110,42 +122,63 @@ def divisible(
         split: of which all is read.
         batching: gives the seed and the shuffle buffer, that of each worker.
     """
-    all_of_it = Lane(0, split.pieces(0, split.num_examples), 0)
-    numbers = tf.range(len(all_of_it.pieces), dtype=tf.int64)
+    sections = [[piece] for piece in split.pieces(0, split.num_examples)]
+    all_of_it = Lane(0, sections, 0)
+    read = _reader(all_of_it)
+    numbers = tf.range(len(sections), dtype=tf.int64)
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         # Workers divide what is at the source: shuffled behind it, one would ask for all pieces.
         seed = tf.stack([batching.epoch_seed(epoch), 0])
         permuted = tf.random.experimental.stateless_shuffle(numbers, seed)
-        records = _stream(all_of_it, tf.data.Dataset.from_tensor_slices(permuted))
-        return batching.shuffled(records, epoch)
+        chosen = tf.data.Dataset.from_tensor_slices(permuted)
+        return batching.shuffled(_stream(all_of_it, read, chosen), epoch)
 
     return of_epoch
 
 
-def _stream(lane: Lane, chosen: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads a lane's pieces in an order of their numbers."""
-    paths, skips, takes = zip(*lane.pieces, strict=True)
+# Reads a section of a lane, by its number there (int64 scalar).
+_Reader = Callable[[tf.Tensor], tf.data.Dataset]
+
+
+def _reader(lane: Lane) -> _Reader:
+    """Returns what fails if fewer records are there, as where a file is cut between two."""
+    paths, skips, takes = zip(*itertools.chain(*lane.sections), strict=True)
     paths = tf.constant(paths)
     skips, takes = tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)
+    ends = tf.constant([0, *itertools.accumulate(map(len, lane.sections))], tf.int64)
+    sizes = tf.constant(lane.sizes, tf.int64)
+
+    def read_piece(i):
+        records = tf.data.TFRecordDataset(paths[i], buffer_size=splits.READ_BUFFER)
+        return records.skip(skips[i]).take(takes[i])
 
     def read(number):
-        return _read(paths[number], skips[number], takes[number])
+        if len(lane.sections) == len(skips):
+            records = read_piece(number)
+        else:
+            records = tf.data.Dataset.range(ends[number], ends[number + 1]).flat_map(read_piece)
+        return records.apply(tf.data.experimental.assert_cardinality(sizes[number]))
 
+    return read
+
+
+def _stream(lane: Lane, read: _Reader, chosen: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads a lane's sections in an order of their numbers."""
     return _in_turns(lane, chosen, read).prefetch(_RECORDS_AHEAD)
 
 
 def _choose(
     lane: Lane, datasets: list[tf.data.Dataset], chosen: tf.data.Dataset
 ) -> tf.data.Dataset:
-    """Takes what is kept of a lane's pieces in the order in which `_stream` would read them."""
-    takes = tf.constant([piece.take for piece in lane.pieces], tf.int64)
+    """Takes what is kept of a lane's sections in the order in which `_stream` would read them."""
+    sizes = tf.constant(lane.sizes, tf.int64)
 
     def repeat(number):
-        return tf.data.Dataset.from_tensor_slices(tf.fill([takes[number]], number))
+        return tf.data.Dataset.from_tensor_slices(tf.fill([sizes[number]], number))
 
     turns = _in_turns(lane, chosen, repeat)
-    # So is a piece: a cache in a file is complete only then.
+    # So is a section: a cache in a file is complete only then.
     turns = turns.concatenate(tf.data.Dataset.range(len(datasets)))
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
 
@@ -153,10 +186,4 @@ def _choose(
 def _in_turns(
     lane: Lane, chosen: tf.data.Dataset, create: Callable[[tf.Tensor], tf.data.Dataset]
 ) -> tf.data.Dataset:
-    return chosen.interleave(create, cycle_length=lane.pieces_at_a_time, block_length=1)
-
-
-def _read(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
-    """Reads a piece; fails if fewer records are there, as where a file is cut between two."""
-    records = tf.data.TFRecordDataset(path, buffer_size=splits.READ_BUFFER).skip(skip).take(take)
-    return records.apply(tf.data.experimental.assert_cardinality(take))
+    return chosen.interleave(create, cycle_length=lane.sections_at_a_time, block_length=1)

@@ -165,12 +165,12 @@ def train_batches(
     """
     keeps_decoded = spec.cache in ("decoded", "disk")
 
-    def keep(records, piece):
+    def keep(records, section):
         if keeps_decoded:
-            # So many pieces are decoded at a time that each needs few threads.
-            threads = math.ceil(runtime.num_pipeline_threads() / order.num_open_pieces())
+            # So many sections are decoded at a time that each needs few threads.
+            threads = math.ceil(runtime.num_pipeline_threads() / order.num_open_sections())
             records = records.map(spec.load_record, num_parallel_calls=threads)
-        return records.cache(spec.cache_file and f"{spec.cache_file}-{piece}")
+        return records.cache(spec.cache_file and f"{spec.cache_file}-{section}")
 
     def prepare(chosen, epoch):
         loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load_record)
