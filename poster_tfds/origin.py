@@ -24,6 +24,12 @@ def describe(directory: epath.Path, config) -> dict:
     }
 
 
+def may_repeat_posters(builder) -> bool:
+    """Returns whether two posters of a built dataset may have the same bytes."""
+    kept = (builder.info.metadata or {}).get("origin") or {}
+    return not kept.get("settings", {}).get("drop_duplicates", False)
+
+
 def check_unchanged(builder, directory: epath.Path) -> None:
     """Checks that a built dataset is of the annotations, images and settings that it would be now.
 

@@ -312,6 +312,17 @@ def test_a_split_or_a_dataset_that_is_not_there_is_refused(report):
         evaluated.evaluate_run(run_dir, "test", run_dir.parent / "elsewhere")
 
 
+def test_where_no_poster_comes_twice_the_train_split_is_not_read(run_dir, data_dir, tmp_path):
+    """`synthetic` is built without posters that came before."""
+    mixed = evaluated.evaluate_run(run_dir, "test[:9]+train[:5]", str(data_dir))
+    np.testing.assert_array_equal(mixed.leaked, [False] * 9 + [True] * 5)
+    left_out = shutil.ignore_patterns("downloads", "*-train.tfrecord-*")
+    without = shutil.copytree(data_dir, tmp_path / "data", ignore=left_out)
+    answered = evaluated.evaluate_run(run_dir, "test", str(without))
+    assert len(answered.leaked) == len(answered.labels) > 0
+    assert not answered.leaked.any()
+
+
 def test_genres_with_too_few_posters_are_marked_in_words():
     rng = np.random.default_rng(0)
     labels = np.zeros((300, 4))

@@ -138,27 +138,35 @@ class Split:
         return self._whole.num_bytes * self.num_examples // self._whole.num_examples
 
     @functools.cached_property
-    def base_rates(self) -> np.ndarray:
-        """Each genre's share of the posters, float64 [G]: what the constant predictor answers.
+    def genre_counts(self) -> np.ndarray:
+        """Posters of each genre, int [G].
 
         The build has counted those of a split. The records of a part of one are read once.
+
+        Raises:
+            config.UsageError: a shard is damaged.
         """
         if built := counts_lib.read(self.builder, self.name):
-            counts = np.diag(built["together"])
-        else:
-            file_name = genre_counts.file_name(self.builder, self.name)
-            folders = [self.builder.data_path, *([self.keep_in] if self.keep_in else [])]
-            counts = genre_counts.read_or_count(
-                [epath.Path(folder) / file_name for folder in folders],
-                len(self.genres),
-                self._count_genres,
-            )
-        return counts / self.num_examples
+            return np.diag(built["together"])
+        file_name = genre_counts.file_name(self.builder, self.name)
+        folders = [self.builder.data_path, *([self.keep_in] if self.keep_in else [])]
+        return genre_counts.read_or_count(
+            [epath.Path(folder) / file_name for folder in folders],
+            len(self.genres),
+            self._count_genres,
+        )
+
+    @property
+    def base_rates(self) -> np.ndarray:
+        """Each genre's share of the posters, float64 [G]: what the constant predictor answers."""
+        return self.genre_counts / self.num_examples
 
     def _count_genres(self) -> np.ndarray:
-        counts = self._read_labels().reduce(
-            np.zeros(len(self.genres), int), lambda total, genres: total + tf.cast(genres, tf.int64)
-        )
+        counts = np.zeros(len(self.genres), int)
+        with self.damage_named():
+            counts = self._read_labels().reduce(
+                counts, lambda total, genres: total + tf.cast(genres, tf.int64)
+            )
         return counts.numpy()
 
     def read_labels(self) -> np.ndarray:

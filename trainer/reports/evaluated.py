@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from poster_tfds import source
+from poster_tfds import origin, source
 from trainer import config as config_lib, inference, steps
 from trainer.data import pipeline, run_data, splits, test_time
 from trainer.decisions import decision as decision_lib
@@ -25,7 +25,7 @@ class Evaluated(NamedTuple):
     facts: dict[str, Any]  # Of `config.json`, with `step`.
     tta: str  # Variants of each poster that the answers are of, of `config.TTA`.
     split: splits.Split
-    train_counts: np.ndarray  # int [G], posters of each genre in the train split.
+    train: splits.Split  # What it was trained on.
     answers: answers_lib.Answers
     poster_ids: list[str]  # [N]
     leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
@@ -47,7 +47,7 @@ class Evaluated(NamedTuple):
     @property
     def base_rates(self) -> np.ndarray:
         """Each genre's share of the posters that were trained on, float64 [G]."""
-        return self.train_counts / self.facts["num_train"]
+        return self.train.base_rates
 
     @property
     def step(self) -> int:
@@ -97,13 +97,14 @@ def evaluate_run(
     run = directory.RunDirectory(run_dir)
     config, facts = run.read_config()
     split = split or config.test_split or facts["validation_split"] or config.train_split
-    train = splits.open_split(config.dataset, data_dir or config.data_dir, config.train_split)
+    train = splits.open_split(
+        config.dataset, data_dir or config.data_dir, config.train_split, keep_in=run.path
+    )
     evaluated = splits.Split(train.builder, split)
     run.check_same_data(train.genres, train.num_examples)
     model, facts = checkpoints.restore_model(run_dir)
-    train_digests, train_counts = _read_train(train)
-    with evaluated.damage_named():
-        poster_ids, leaked, sizes = _read_posters(evaluated, train_digests)
+    poster_ids, digests, sizes = _read_posters(evaluated)
+    leaked = _are_in(train, evaluated, digests)
     # The order of answers is that of `Split.read`.
     model = test_time.averaged(model, tta)
     eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
@@ -129,7 +130,7 @@ def evaluate_run(
         facts,
         tta,
         evaluated,
-        train_counts,
+        train,
         answers[0],
         poster_ids,
         leaked,
@@ -206,24 +207,27 @@ def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Eval
     return evaluated._replace(decision=decision._replace(how=how))
 
 
-def _read_train(train: splits.Split) -> tuple[set[bytes], np.ndarray]:
-    """Returns the digests of the posters that were trained on, and each genre's count."""
-    digests, counts = set(), np.zeros(len(train.genres), int)
+def _read_posters(split: splits.Split) -> tuple[list[str], list[bytes], np.ndarray]:
+    """Returns each poster's Id, digest and size."""
+    poster_ids, digests, sizes = [], [], []
+    with split.damage_named():
+        for example in split.read().as_numpy_iterator():
+            poster_ids.append(example["poster_id"].decode())
+            digests.append(source.poster_digest(example["image"]))
+            with Image.open(io.BytesIO(example["image"])) as image:
+                sizes.append(image.size)
+    return poster_ids, digests, np.array(sizes)
+
+
+def _are_in(train: splits.Split, split: splits.Split, digests: list[bytes]) -> np.ndarray:
+    """Returns whether each poster of a split was trained on too, bool [N].
+
+    Nothing is read where the build has left out posters that came before.
+    """
+    if not origin.may_repeat_posters(split.builder) and not split.overlaps(train):
+        return np.zeros(len(digests), bool)
+    sought, found = set(digests), set()
     with train.damage_named():
         for example in train.read().as_numpy_iterator():
-            digests.add(source.poster_digest(example["image"]))
-            counts[example["genres"]] += 1
-    return digests, counts
-
-
-def _read_posters(
-    split: splits.Split, train_digests: set[bytes]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Returns each poster's Id, whether it is in the train split too, and its size."""
-    poster_ids, leaked, sizes = [], [], []
-    for example in split.read().as_numpy_iterator():
-        poster_ids.append(example["poster_id"].decode())
-        leaked.append(source.poster_digest(example["image"]) in train_digests)
-        with Image.open(io.BytesIO(example["image"])) as image:
-            sizes.append(image.size)
-    return poster_ids, np.array(leaked), np.array(sizes)
+            found |= sought & {source.poster_digest(example["image"])}
+    return np.array([digest in found for digest in digests])

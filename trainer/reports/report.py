@@ -73,7 +73,7 @@ class Report:
             evaluated.facts["genres"],
             evaluated.answers,
             self.decided.predicted,
-            evaluated.train_counts,
+            evaluated.train.genre_counts,
         )
         thresholds = pd.Series(self.decided.thresholds, evaluated.facts["genres"])
         genres.insert(genres.columns.get_loc("precision"), "threshold", thresholds)
