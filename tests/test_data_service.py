@@ -73,7 +73,7 @@ def test_each_example_comes_once_an_epoch(split, service, expected):
 
 
 def test_shards_come_in_another_order_in_each_epoch(split, service):
-    """Of the same shards' first posters, some come early in both epochs, but not nearly all."""
+    """Without a buffer, the first posters of an epoch are those of its first shards."""
     found = batches(split, service, 30, shuffle_buffer=1)
     early, early_again = (set(posters(found[first : first + 3])) for first in (0, 15))
     assert len(early) > 0.9 * 3 * BATCH

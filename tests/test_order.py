@@ -57,7 +57,7 @@ def sections(request, monkeypatch):
 
 @pytest.mark.parametrize("name", ["train", "train[13%:71%]", "test+train[:40]", "train[:9]"])
 @pytest.mark.parametrize("shuffle_buffer", [1, 100])
-def test_every_poster_comes_once_an_epoch(builder, name, shuffle_buffer):
+def test_every_poster_comes_once_an_epoch(builder, sections, name, shuffle_buffer):
     split = splits.Split(builder, name)
     expected = sorted(example["poster_id"] for example in split.read().as_numpy_iterator())
     for epoch in epochs(split, 2, shuffle_buffer=shuffle_buffer):
@@ -138,7 +138,7 @@ def copy(builder, tmp_path):
 @pytest.mark.parametrize(
     ("cache", "shuffle_buffer"), [("encoded", 1), ("decoded", 50), ("disk", 1)]
 )
-def test_what_is_kept_is_not_read_again(copy, cache, shuffle_buffer, tmp_path):
+def test_what_is_kept_is_not_read_again(copy, sections, cache, shuffle_buffer, tmp_path):
     kept = {"cache": cache, "cache_file": str(tmp_path / "posters") if cache == "disk" else ""}
     spec = pipeline.PipelineSpec(copy, SIZE, BATCH, shuffle_buffer=shuffle_buffer, **kept)
     batches = pipeline.train_batches(spec).as_numpy_iterator()

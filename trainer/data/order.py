@@ -120,19 +120,23 @@ def divisible(
 
     Args:
         split: of which all is read.
-        batching: gives the seed and the shuffle buffer, that of each worker.
+        batching: gives the seed and the shuffle buffer, of which each worker has one.
     """
     sections = [[piece] for piece in split.pieces(0, split.num_examples)]
     all_of_it = Lane(0, sections, 0)
     read = _reader(all_of_it)
     numbers = tf.range(len(sections), dtype=tf.int64)
 
+    def read_ahead(number):
+        return read(number).prefetch(_RECORDS_AHEAD)
+
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         # Workers divide what is at the source: shuffled behind it, one would ask for all pieces.
         seed = tf.stack([batching.epoch_seed(epoch), 0])
         permuted = tf.random.experimental.stateless_shuffle(numbers, seed)
         chosen = tf.data.Dataset.from_tensor_slices(permuted)
-        return batching.shuffled(_stream(all_of_it, read, chosen), epoch)
+        records = _in_turns(all_of_it, chosen, read_ahead)
+        return batching.shuffled(records, epoch)
 
     return of_epoch
 
@@ -142,11 +146,11 @@ _Reader = Callable[[tf.Tensor], tf.data.Dataset]
 
 
 def _reader(lane: Lane) -> _Reader:
-    """Returns what fails if fewer records are there, as where a file is cut between two."""
+    """Returns what reads a section, and fails where it has fewer records, as in a cut file."""
     paths, skips, takes = zip(*itertools.chain(*lane.sections), strict=True)
     paths = tf.constant(paths)
     skips, takes = tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)
-    ends = tf.constant([0, *itertools.accumulate(map(len, lane.sections))], tf.int64)
+    borders = tf.constant([0, *itertools.accumulate(map(len, lane.sections))], tf.int64)
     sizes = tf.constant(lane.sizes, tf.int64)
 
     def read_piece(i):
@@ -154,10 +158,11 @@ def _reader(lane: Lane) -> _Reader:
         return records.skip(skips[i]).take(takes[i])
 
     def read(number):
-        if len(lane.sections) == len(skips):
+        if len(lane.sections) == len(skips):  # Each is one piece, which begins sooner.
             records = read_piece(number)
         else:
-            records = tf.data.Dataset.range(ends[number], ends[number + 1]).flat_map(read_piece)
+            pieces = tf.data.Dataset.range(borders[number], borders[number + 1])
+            records = pieces.flat_map(read_piece)
         return records.apply(tf.data.experimental.assert_cardinality(sizes[number]))
 
     return read

@@ -1,5 +1,6 @@
 """Built datasets: opening one, and its splits, each with all there is to know of it."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +18,7 @@ import poster_tfds  # noqa: F401  (registers the dataset)
 from poster_tfds import directory_lock, faults, object_stores
 from poster_tfds.built import counts as counts_lib, record_files
 from trainer import config as config_lib, runtime
-from trainer.data import genre_counts
+from trainer.data import genre_counts as genre_counts_lib
 
 READ_BUFFER = 1 << 20  # Bytes, of a shard that is read; TensorFlow Datasets' own is 8 MB.
 _ERRORS_OF_DATA = (
@@ -148,9 +149,9 @@ class Split:
         """
         if built := counts_lib.read(self.builder, self.name):
             return np.diag(built["together"])
-        file_name = genre_counts.file_name(self.builder, self.name)
+        file_name = genre_counts_lib.file_name(self.builder, self.name)
         folders = [self.builder.data_path, *([self.keep_in] if self.keep_in else [])]
-        return genre_counts.read_or_count(
+        return genre_counts_lib.read_or_count(
             [epath.Path(folder) / file_name for folder in folders],
             len(self.genres),
             self._count_genres,
@@ -242,8 +243,8 @@ class Split:
     def read(self, in_parts: bool = False) -> tf.data.Dataset:
         """Yields `image` (JPEG bytes), `genres` (indices) and `poster_id`.
 
-        Unless others read the rest (`in_parts`), the dataset fails if a shard contains fewer
-        records than were built, which a file that is cut between two records would hide.
+        Unless only the first of them are taken (`in_parts`), the dataset fails if a shard contains
+        fewer records than were built, which a file that is cut between two records would hide.
         """
         parallelism = runtime.num_pipeline_threads()
         return self.builder.as_dataset(
@@ -260,12 +261,13 @@ class Split:
 
     def overlaps(self, other: "Split") -> bool:
         """Returns whether an example of the dataset is in both splits."""
+        found = collections.defaultdict(list)
+        for piece in self.pieces(0, self.num_examples):
+            found[piece.path].append(piece)
         return any(
-            ours.filename == theirs.filename
-            and ours.skip < theirs.skip + theirs.take
-            and theirs.skip < ours.skip + ours.take
-            for ours in self.builder.info.splits[self.name].file_instructions
-            for theirs in other.builder.info.splits[other.name].file_instructions
+            ours.skip < theirs.skip + theirs.take and theirs.skip < ours.skip + ours.take
+            for theirs in other.pieces(0, other.num_examples)
+            for ours in found[theirs.path]
         )
 
     @contextlib.contextmanager

@@ -229,5 +229,7 @@ def _are_in(train: splits.Split, split: splits.Split, digests: list[bytes]) -> n
     sought, found = set(digests), set()
     with train.damage_named():
         for example in train.read().as_numpy_iterator():
-            found |= sought & {source.poster_digest(example["image"])}
+            digest = source.poster_digest(example["image"])
+            if digest in sought:
+                found.add(digest)
     return np.array([digest in found for digest in digests])
