@@ -20,6 +20,7 @@ _LANES = 8
 _SECTIONS = 16  # Of a lane, at most: each that is kept is a cache of its own.
 _SECTIONS_AT_A_TIME = 4  # Of a lane, at most.
 _RECORDS_AHEAD = 32  # Read of a lane before they are asked for.
+_SHUFFLED_AHEAD = 8  # Of a lane in order, which may be decoded posters.
 
 # What is kept of a section's records: function of them and of its number in the split.
 Keep = Callable[[tf.data.Dataset, int], tf.data.Dataset]
@@ -70,11 +71,6 @@ def lanes(split: splits.Split) -> list[Lane]:
     return found
 
 
-def num_open_sections() -> int:
-    """Returns how many sections are read from in turns, at most."""
-    return _LANES * _SECTIONS_AT_A_TIME
-
-
 def in_order(
     split_lanes: list[Lane], batching: batching_lib.Batching, keep: Keep | None = None
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
@@ -103,7 +99,8 @@ def in_order(
             chosen = tf.data.Dataset.range(num_sections)
             chosen = batching_lib.shuffled(chosen, num_sections, seed)
             records = _choose(lane, kept[i], chosen) if kept else _stream(lane, readers[i], chosen)
-            ordered.append(batching_lib.shuffled(records, buffer, seed))
+            # Lanes are read beside each other, and their buffers filled.
+            ordered.append(batching_lib.shuffled(records, buffer, seed).prefetch(_SHUFFLED_AHEAD))
         one_round = tf.data.Dataset.from_tensors(tf.range(len(ordered), dtype=tf.int64))
         turns = one_round.repeat(rounds).unbatch()  # Faster than many ranges.
         return tf.data.Dataset.choose_from_datasets(ordered, turns, stop_on_empty_dataset=False)

@@ -164,11 +164,14 @@ def train_batches(
         `change_batch` needs, float32 [B, ...], where something is left to it.
     """
     keeps_decoded = spec.cache in ("decoded", "disk")
+    lanes = order.lanes(spec.split)
+    share = batching_lib.Share(spec.batch_size, context, [lane.size for lane in lanes])
+    ours = lanes[share.lanes]
 
     def keep(records, section):
         if keeps_decoded:
-            # So many sections are decoded at a time that each needs few threads.
-            threads = math.ceil(runtime.num_pipeline_threads() / order.num_open_sections())
+            num_open = sum(lane.sections_at_a_time for lane in ours)
+            threads = math.ceil(runtime.num_pipeline_threads() / num_open)
             records = records.map(spec.load_record, num_parallel_calls=threads)
         return records.cache(spec.cache_file and f"{spec.cache_file}-{section}")
 
@@ -176,11 +179,7 @@ def train_batches(
         loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load_record)
         return spec.changed(loaded, epoch)
 
-    lanes = order.lanes(spec.split)
-    share = batching_lib.Share(spec.batch_size, context, [lane.size for lane in lanes])
-    in_order = order.in_order(
-        lanes[share.lanes], spec.batching, keep if spec.cache != "none" else None
-    )
+    in_order = order.in_order(ours, spec.batching, keep if spec.cache != "none" else None)
     return batching_lib.train_batches(in_order, spec.batching, spec.empty_batch, prepare, share)
 
 
