@@ -26,8 +26,8 @@ def describe(directory: epath.Path, config) -> dict:
 
 def may_repeat_posters(builder) -> bool:
     """Returns whether two posters of a built dataset may have the same bytes."""
-    kept = (builder.info.metadata or {}).get("origin") or {}
-    return not kept.get("settings", {}).get("drop_duplicates", False)
+    before = _read(builder)
+    return not (before and before["settings"].get("drop_duplicates"))
 
 
 def check_unchanged(builder, directory: epath.Path) -> None:
@@ -36,7 +36,7 @@ def check_unchanged(builder, directory: epath.Path) -> None:
     Raises:
         faults.UserError: it is not; the message says what differs and how to build anew.
     """
-    before = builder.info.metadata.get("origin") if builder.info.metadata else None
+    before = _read(builder)
     if not before or builder.builder_config.num_synthetic:
         return
     now = describe(directory, builder.builder_config)
@@ -58,3 +58,8 @@ def check_unchanged(builder, directory: epath.Path) -> None:
             "Nothing was built. Build into another --data_dir, or add --overwrite, which deletes "
             "the dataset that is there before it builds the new one."
         )
+
+
+def _read(builder) -> dict | None:
+    """Returns what `describe` gave when a dataset was built, if it was asked then."""
+    return (builder.info.metadata or {}).get("origin")

@@ -19,8 +19,7 @@ from trainer.data import batching as batching_lib, splits
 _LANES = 8
 _SECTIONS = 16  # Of a lane, at most: each that is kept is a cache of its own.
 _SECTIONS_AT_A_TIME = 4  # Of a lane, at most.
-_RECORDS_AHEAD = 32  # Read of a lane before they are asked for.
-_SHUFFLED_AHEAD = 8  # Of a lane in order, which may be decoded posters.
+_RECORDS_AHEAD = 32  # Read before they are asked for.
 
 # What is kept of a section's records: function of them and of its number in the split.
 Keep = Callable[[tf.data.Dataset, int], tf.data.Dataset]
@@ -99,8 +98,7 @@ def in_order(
             chosen = tf.data.Dataset.range(num_sections)
             chosen = batching_lib.shuffled(chosen, num_sections, seed)
             records = _choose(lane, kept[i], chosen) if kept else _stream(lane, readers[i], chosen)
-            # Lanes are read beside each other, and their buffers filled.
-            ordered.append(batching_lib.shuffled(records, buffer, seed).prefetch(_SHUFFLED_AHEAD))
+            ordered.append(batching_lib.shuffled(records, buffer, seed))
         one_round = tf.data.Dataset.from_tensors(tf.range(len(ordered), dtype=tf.int64))
         turns = one_round.repeat(rounds).unbatch()  # Faster than many ranges.
         return tf.data.Dataset.choose_from_datasets(ordered, turns, stop_on_empty_dataset=False)

@@ -66,7 +66,7 @@ def open_data(config: config_lib.Config, keep_in: str | os.PathLike = "") -> Run
         cache = caching.Cache("none", f"{config.data_service} reads the train split")
     else:
         cache = caching.choose_cache(config.cache, train, config.image_size)
-    _ = train.genre_counts
+    _ = train.genre_counts  # Counted, if need be, before the run begins.
     return RunData(
         train,
         [splits.Split(train.builder, name, keep_in) for name in evaluated],
