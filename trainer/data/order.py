@@ -94,10 +94,11 @@ def in_order(
         ordered = []
         for i, lane in enumerate(split_lanes):
             seed = batching.epoch_seed(epoch) * _LANES + lane.number
-            num_sections = len(lane.sections)
-            chosen = tf.data.Dataset.range(num_sections)
-            chosen = batching_lib.shuffled(chosen, num_sections, seed)
-            records = _choose(lane, kept[i], chosen) if kept else _stream(lane, readers[i], chosen)
+            numbers = _permuted(lane, seed)
+            if kept:
+                records = _choose(lane, kept[i], numbers)
+            else:
+                records = _in_turns(lane, numbers, readers[i]).prefetch(_RECORDS_AHEAD)
             ordered.append(batching_lib.shuffled(records, buffer, seed))
         one_round = tf.data.Dataset.from_tensors(tf.range(len(ordered), dtype=tf.int64))
         turns = one_round.repeat(rounds).unbatch()  # Faster than many ranges.
@@ -120,17 +121,14 @@ def divisible(
     sections = [[piece] for piece in split.pieces(0, split.num_examples)]
     all_of_it = Lane(0, sections, 0)
     read = _reader(all_of_it)
-    numbers = tf.range(len(sections), dtype=tf.int64)
 
     def read_ahead(number):
         return read(number).prefetch(_RECORDS_AHEAD)
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         # Workers divide what is at the source: shuffled behind it, one would ask for all pieces.
-        seed = tf.stack([batching.epoch_seed(epoch), 0])
-        permuted = tf.random.experimental.stateless_shuffle(numbers, seed)
-        chosen = tf.data.Dataset.from_tensor_slices(permuted)
-        records = _in_turns(all_of_it, chosen, read_ahead)
+        numbers = _permuted(all_of_it, batching.epoch_seed(epoch))
+        records = _in_turns(all_of_it, numbers, read_ahead)
         return batching.shuffled(records, epoch)
 
     return of_epoch
@@ -163,27 +161,31 @@ def _reader(lane: Lane) -> _Reader:
     return read
 
 
-def _stream(lane: Lane, read: _Reader, chosen: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads a lane's sections in an order of their numbers."""
-    return _in_turns(lane, chosen, read).prefetch(_RECORDS_AHEAD)
+def _permuted(lane: Lane, seed: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers of a lane's sections in the order of a seed (int64 scalar): int64 [N]."""
+    numbers = tf.range(len(lane.sections), dtype=tf.int64)
+    return tf.random.experimental.stateless_shuffle(numbers, tf.stack([seed, 0]))
 
 
-def _choose(
-    lane: Lane, datasets: list[tf.data.Dataset], chosen: tf.data.Dataset
+def _in_turns(
+    lane: Lane, numbers: tf.Tensor, create: Callable[[tf.Tensor], tf.data.Dataset]
 ) -> tf.data.Dataset:
-    """Takes what is kept of a lane's sections in the order in which `_stream` would read them."""
+    """Takes in turns from what is created of a lane's sections, whose numbers are in an order."""
+    chosen = tf.data.Dataset.from_tensor_slices(numbers)
+    return chosen.interleave(create, cycle_length=lane.sections_at_a_time, block_length=1)
+
+
+def _choose(lane: Lane, datasets: list[tf.data.Dataset], numbers: tf.Tensor) -> tf.data.Dataset:
+    """Takes what is kept of a lane's sections in the order in which `_in_turns` would read them."""
     sizes = tf.constant(lane.sizes, tf.int64)
 
     def repeat(number):
         return tf.data.Dataset.from_tensor_slices(tf.fill([sizes[number]], number))
 
-    turns = _in_turns(lane, chosen, repeat)
+    if lane.sections_at_a_time == 1:  # Without a function an epoch begins sooner.
+        turns = tf.data.Dataset.from_tensor_slices(tf.repeat(numbers, tf.gather(sizes, numbers)))
+    else:
+        turns = _in_turns(lane, numbers, repeat)
     # So is a section: a cache in a file is complete only then.
     turns = turns.concatenate(tf.data.Dataset.range(len(datasets)))
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
-
-
-def _in_turns(
-    lane: Lane, chosen: tf.data.Dataset, create: Callable[[tf.Tensor], tf.data.Dataset]
-) -> tf.data.Dataset:
-    return chosen.interleave(create, cycle_length=lane.sections_at_a_time, block_length=1)
