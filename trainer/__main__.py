@@ -6,9 +6,6 @@ Posters stream from a dataset that `tfds build` has built. The model is evaluate
 epoch; the same command goes on where an earlier one stopped.
 """
 
-import os
-import sys
-
 from absl import flags
 
 from trainer import command_line, config as config_lib, presets
@@ -27,8 +24,6 @@ _OVERRIDE = flags.DEFINE_bool(
 _REPORT = flags.DEFINE_bool(
     "report", True, "Write report.html at the end: how good the best model is, genre by genre."
 )
-# In the environment, where a process that replaces itself finds how often it has.
-_RESTARTS = "TRAINER_RESTARTS"
 
 config_lib.define_flags()
 
@@ -37,34 +32,15 @@ def main(arguments: list[str]) -> None:
     """Trains as the flags say."""
     del arguments
     command_line.import_tensorflow()
-    from trainer import cluster, train  # Imports TensorFlow, which --help need not wait for.
+    from trainer import train  # Imports TensorFlow, which --help need not wait for.
 
-    config = presets.config_from_flags(_PRESET)
-    try:
-        train.train_and_evaluate(
-            config,
-            _RUN_DIR.value,
-            resume=_RESUME.value,
-            override=_OVERRIDE.value,
-            report=_REPORT.value,
-        )
-    except cluster.WorkerLostError as error:
-        gone = f"A worker is gone ({error})."
-        restarts = int(os.environ.get(_RESTARTS, 0))
-        if restarts >= config.max_restarts:
-            raise config_lib.UsageError(
-                f"{gone} This one has started anew {restarts} times, as often as "
-                f"--max_restarts={config.max_restarts} allows. Start all of them again to go on "
-                "from the last checkpoint."
-            ) from error
-        print(
-            f"{gone} Start it again; this one goes on from the last checkpoint when all are there.",
-            file=sys.stderr,
-            flush=True,
-        )
-        # TensorFlow cannot leave a broken cluster: a new process must join it.
-        os.environ[_RESTARTS] = str(restarts + 1)
-        os.execv(sys.executable, [sys.executable, "-m", "trainer", *sys.argv[1:]])
+    train.train_and_evaluate(
+        presets.config_from_flags(_PRESET),
+        _RUN_DIR.value,
+        resume=_RESUME.value,
+        override=_OVERRIDE.value,
+        report=_REPORT.value,
+    )
 
 
 if __name__ == "__main__":

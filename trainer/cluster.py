@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 import socket
 import sys
 import time
@@ -23,12 +22,6 @@ _SECONDS_TO_FIRST_LINE = 5
 _SECONDS_BETWEEN_LINES = 30
 _SECONDS_BETWEEN_LOOKS = 1
 _SECONDS_BETWEEN_VOTES = 1
-# The one internal error that a lost worker causes: TensorFlow's thread that looks after all fails.
-_HEALTH_CHECK = "unexpected exception in check alive"
-
-
-class WorkerLostError(RuntimeError):
-    """Another worker of the cluster does not answer."""
 
 
 def has_cluster() -> bool:
@@ -212,21 +205,21 @@ def _make_gather(strategy: tf.distribute.Strategy):
 
 
 @contextlib.contextmanager
-def lost_workers_named(strategy: tf.distribute.Strategy):
-    """Turns the errors that come when another worker is gone into one.
+def lost_workers_told(strategy: tf.distribute.Strategy):
+    """Turns TensorFlow's errors of a worker that is gone into one message.
 
     Raises:
-        WorkerLostError: another worker does not answer.
+        config.UsageError: another worker does not answer.
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
-        is_alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        is_internal = isinstance(error, tf.errors.InternalError)
-        if is_alone or (is_internal and _HEALTH_CHECK not in str(error)):
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
-        reason = re.search("Collective ops is aborted by: (.*)", str(error))
-        raise WorkerLostError(reason[1] if reason else str(error).splitlines()[0]) from error
+        raise config_lib.UsageError(
+            f"Another worker is gone: {str(error).splitlines()[0]}\n"
+            "Start all of them again to go on from the last checkpoint."
+        ) from error
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

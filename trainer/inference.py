@@ -1,4 +1,4 @@
-"""A split gone through once: a model's answers for all of it."""
+"""A split gone through once: what a model predicts for all of it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ _BATCHES_TAKEN = 64  # At a time, from the device.
 
 
 class Predicted(NamedTuple):
-    """Answers for a split."""
+    """Predictions for a split."""
 
     labels: np.ndarray  # float32 [N, G], multi-hot.
     outputs: np.ndarray  # float32 [N, ...]: logits, or whatever the model gives.
@@ -27,7 +27,7 @@ def predict(
     title: str,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Predicted | None:
-    """Goes once through a split, with a progress bar, and returns all answers.
+    """Goes once through a split, with a progress bar.
 
     Args:
         eval_step: of `steps.make_eval_step`.
@@ -37,39 +37,9 @@ def predict(
         should_stop: asked after each batch.
 
     Returns:
-        The answers, or None if it was told to stop.
+        The predictions, or None if it was told to stop.
     """
-    parts = []
-    speed = answer(
-        eval_step, batches, num_steps, title, lambda *answers: parts.append(answers), should_stop
-    )
-    if speed is None:
-        return None
-    return Predicted(*map(np.concatenate, zip(*parts, strict=True)), speed)
-
-
-def answer(
-    eval_step: Callable[[Iterator], dict],
-    batches: Iterator,
-    num_steps: int,
-    title: str,
-    take: Callable[[np.ndarray, np.ndarray], None],
-    should_stop: Callable[[], bool],
-) -> float | None:
-    """Goes once through a split and hands on the answers, some batches at a time.
-
-    Args:
-        eval_step: of `steps.make_eval_step`.
-        batches: what it takes.
-        num_steps: batches of one pass.
-        title: for the progress bar.
-        take: what takes labels, float32 [N, G], and what the model gives for them, [N, ...].
-        should_stop: asked after each batch.
-
-    Returns:
-        Images a second, or None if it was told to stop.
-    """
-    pending, num_images = [], 0
+    pending, parts = [], []
     start = time.perf_counter()
     with progress_lib.Progress(title, num_steps) as progress:
         for step in range(1, num_steps + 1):
@@ -78,7 +48,7 @@ def answer(
             if should_stop():
                 return None
             if len(pending) == _BATCHES_TAKEN or step == num_steps:
-                labels, values = steps.collect(pending)
-                take(labels, values)
-                pending, num_images = [], num_images + len(labels)
-    return num_images / (time.perf_counter() - start)
+                parts.append(steps.collect(pending))
+                pending = []
+    labels, outputs = map(np.concatenate, zip(*parts, strict=True))
+    return Predicted(labels, outputs, len(labels) / (time.perf_counter() - start))

@@ -28,7 +28,6 @@ class Choice(NamedTuple):
 class Hardware(NamedTuple):
     """What there is to compute in a precision."""
 
-    has_tpu: bool
     capabilities: Sequence[tuple[int, int]]  # Compute capability of each GPU.
     cpu_flags: Set[str]  # As /proc/cpuinfo has them.
 
@@ -56,7 +55,7 @@ def open_devices(config: config_lib.Config) -> Devices:
         config.UsageError: the settings do not suit this machine.
     """
     choice = choose_strategy(config.strategy)
-    strategy = create_strategy(choice.name, config.tpu, config.logical_cpus, config.worker_timeout)
+    strategy = create_strategy(choice.name, config.logical_cpus, config.worker_timeout)
     check_replicas(strategy, config)
     return Devices(strategy, choice, choose_precision(config.precision), cluster.is_chief(strategy))
 
@@ -80,13 +79,12 @@ def choose_strategy(name: str, num_gpus: int | None = None) -> Choice:
 
 
 def create_strategy(
-    name: str, tpu: str = "", logical_cpus: int = 1, worker_timeout: float = 0
+    name: str, logical_cpus: int = 1, worker_timeout: float = 0
 ) -> tf.distribute.Strategy:
     """Chooses how replicas are placed. Call it before anything runs on a device.
 
     Args:
-        name: one_device, mirrored, multi_worker or tpu.
-        tpu: the TPU's name or address, for `tpu`.
+        name: one_device, mirrored or multi_worker.
         logical_cpus: logical devices to divide the CPU into.
         worker_timeout: seconds to wait for the other workers, for `multi_worker`; 0: for ever.
 
@@ -97,8 +95,6 @@ def create_strategy(
         _divide_cpu(logical_cpus)
     if name == "multi_worker":
         return cluster.create_strategy(worker_timeout)
-    if name == "tpu":
-        return _tpu_strategy(tpu)
     gpus, cpus = (
         [device.name for device in tf.config.list_logical_devices(kind)] for kind in ("GPU", "CPU")
     )
@@ -148,10 +144,10 @@ def check_replicas(strategy: tf.distribute.Strategy, config: config_lib.Config) 
             f"--batch_size={batch_size} does not divide over {replicas} replicas; take "
             f"{f'{lower} or ' if lower else ''}{lower + replicas}."
         )
-    if config.jit_compile and replicas > 1 and config.batch_norm == "global":
+    if config.jit_compile and replicas > 1:
         raise config_lib.UsageError(
-            f"--jit_compile on {replicas} replicas: what XLA compiles cannot share the statistics "
-            "of batch normalization. Add --batch_norm=local, or leave --jit_compile out."
+            f"--jit_compile is for one replica, and here are {replicas}: leave it out, or give "
+            "--strategy=one_device."
         )
 
 
@@ -176,13 +172,11 @@ def choose_precision(name: str, hardware: Hardware | None = None) -> str:
     """Returns the Keras dtype policy for some hardware, this machine's if none is given.
 
     `auto` is mixed_bfloat16 where the hardware computes in it (GPUs of compute capability
-    8.0, CPUs with AVX512-BF16 or AMX, TPUs), mixed_float16 on GPUs of 7.0, else float32.
+    8.0, CPUs with AVX512-BF16 or AMX), mixed_float16 on GPUs of 7.0, else float32.
     """
     if name != "auto":
         return name
     hardware = hardware or find_hardware()
-    if hardware.has_tpu:
-        return "mixed_bfloat16"
     if hardware.capabilities:
         capability = min(hardware.capabilities)
         if capability >= (8, 0):
@@ -195,32 +189,9 @@ def find_hardware() -> Hardware:
     """Returns what this machine computes with."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return Hardware(
-        bool(tf.config.list_logical_devices("TPU")),
         [detail.get("compute_capability", (0, 0)) for detail in details],
         _cpu_flags(),
     )
-
-
-def lacks_fast_filter_gradient() -> bool:
-    """Returns whether convolutions run on a CPU for which oneDNN has no fast filter gradient."""
-    devices = tf.config.list_logical_devices()
-    return {device.device_type for device in devices} == {"CPU"} and "avx512f" not in _cpu_flags()
-
-
-def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
-    if tpu.startswith("grpc://"):
-        for address in tpu.split(","):
-            check_reachable("--tpu", address)
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
-        raise config_lib.UsageError(
-            f"--strategy=tpu: no TPU answers at --tpu={tpu!r} ({error}). Name a Cloud TPU, "
-            "its grpc:// address, or `local` on a TPU VM."
-        ) from error
-    return tf.distribute.TPUStrategy(resolver)
 
 
 def _cpu_flags() -> set[str]:

@@ -13,7 +13,8 @@ import tensorflow as tf
 from trainer import cluster, config as config_lib, inference, learner as learner_lib, runtime, steps
 from trainer.data import run_data
 from trainer.models import losses, optimizer as optimizer_lib
-from trainer.reports import answers as answers_lib, page, progress as progress_lib, run_log
+from trainer.reports import page, progress as progress_lib, run_log
+from trainer.reports.answers import Answers
 from trainer.run import checkpoints as checkpoints_lib, directory, state as state_lib, stopping
 
 
@@ -41,8 +42,8 @@ def train_and_evaluate(
 
     Raises:
         config.UsageError: the settings cannot be used, the data is damaged, the loss is no
-            longer finite or the disk is full; the message says what to do.
-        cluster.WorkerLostError: another worker is gone.
+            longer finite, the disk is full or another worker is gone; the message says what to
+            do.
     """
     run = directory.RunDirectory(run_dir)
     devices = runtime.open_devices(config)
@@ -58,7 +59,7 @@ def train_and_evaluate(
         if devices.is_chief:  # Before it looks at what is there, which another may be changing.
             stack.enter_context(run.held())
         stop = stack.enter_context(stopping.StopRequest())
-        stack.enter_context(cluster.lost_workers_named(devices.strategy))
+        stack.enter_context(cluster.lost_workers_told(devices.strategy))
         if config.head_epochs and not run.has_begun():
             print(f"Phase 1 of 2, in {run.head.path}: the head, on the backbone's features.")
             phase = state_lib.Phase(config.head_phase(), run.head, devices, stop)
@@ -204,7 +205,7 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
             next_save = state.next_save(end)
             count = min(state.steps_per_call, next_save - state.step)
             outputs = context.train_step(context.train_batches, count)
-            progress.update(len(outputs["weight"]), count)
+            progress.update(count * config.examples_per_step, count)
             state.advance(count, outputs, save=state.step + count == next_save)
         state.images_per_second = progress.images_per_second
         if not config.deterministic:
@@ -214,24 +215,29 @@ def _train_epoch(context: Context, state: state_lib.RunState) -> None:
 def _evaluate(context: Context, state: state_lib.RunState) -> None:
     """Lets the model answer, and begins to score it and its epoch, unless a stop comes before."""
     data = context.data
-    answered = {data.train.name: answers_lib.Answered(state.answers, state.images_per_second)}
+    answered = {}
     for split in data.evaluated:
-        answers = answers_lib.gather(split.num_examples, data.train.base_rates)
         num_steps = math.ceil(split.num_examples / context.config.batch_size)
         with split.damage_named():
-            speed = inference.answer(
+            predicted = inference.predict(
                 context.eval_step,
                 context.eval_batches[split.name],
                 num_steps,
                 f"evaluating {split}",
-                answers.add,
                 state.should_stop,
             )
-        if speed is None:
+        if predicted is None:
             return
-        answered[split.name] = answers_lib.Answered(answers, speed)
-    facts = {**context.learner.facts(state.step), "share_waited": state.share_waited}
-    context.log.record(state.step, facts, answered)
+        answers = Answers(predicted.labels, predicted.outputs)
+        answered[split.name] = run_log.Answered(answers, predicted.images_per_second)
+    steps_of_epoch = state.step % data.steps_per_epoch or data.steps_per_epoch
+    of_training = {
+        "loss": state.loss_sum / steps_of_epoch,
+        "images_per_second": state.images_per_second,
+        **context.learner.facts(state.step),
+        "share_waited": state.share_waited,
+    }
+    context.log.record(state.step, of_training, answered)
     state.is_recorded = True
 
 
@@ -243,12 +249,10 @@ def _restore(
 ) -> state_lib.RunState:
     """Gives a learner the weights to begin with: those of the last checkpoint come first."""
     config, run, devices = phase.config, phase.run, phase.devices
-    answers = answers_lib.gather(data.train.num_examples, data.train.base_rates)
     checkpoints = checkpoints_lib.Checkpoints(
         run.checkpoints,
         learner.model,
         learner.optimizer,
-        answers.arrays,
         config.keep_checkpoints,
         devices.is_chief,
         learner.average,
@@ -262,7 +266,7 @@ def _restore(
             return "in the order of the data service"
         return ", ".join(run_data.poster_ids_of_step(config, data.train, step))
 
-    state = state_lib.RunState(phase, checkpoints, answers, describe_batch, log.wait)
+    state = state_lib.RunState(phase, checkpoints, describe_batch, log.wait)
     if not state.step:
         begin_with = str(run.head.path) if config.head_epochs else config.init_from
         learner_lib.initialize(learner, config, data.train.genres, begin_with)

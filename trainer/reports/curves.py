@@ -29,7 +29,7 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
     ends = records.groupby("phase")["epoch"].max().tolist()[:-1]
     above, below = figure.subplots(2, 3)
     for axes, metric in zip(above, ("loss", "label_accuracy", "macro_ap"), strict=True):
-        for split, of_split in records.groupby("split", sort=False):
+        for split, of_split in records.dropna(subset=[metric]).groupby("split", sort=False):
             (line,) = axes.plot(of_split["epoch"], of_split[metric], marker="o", label=split)
             constant = of_split[f"constant.{metric}"].iloc[-1]
             axes.axhline(
@@ -44,9 +44,6 @@ def draw_learning_curves(records: pd.DataFrame) -> bytes:
     }
     for axes, (column, title) in zip(below, titles.items(), strict=True):
         axes.set_title(title)
-        axes.set_visible(column in trained)  # Runs had not all of them from the beginning.
-        if column not in trained:
-            continue
         axes.plot(trained["epoch"], trained[column], marker="o", color="black", label="train")
         # A head on features is some hundred times as fast as what comes after it.
         if trained[column].min() > 0 and np.ptp(np.log(trained[column])) > np.log(_MANY_TIMES):

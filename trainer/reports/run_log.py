@@ -5,19 +5,28 @@ import functools
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from trainer import config as config_lib, flops, learner as learner_lib, runtime
-from trainer.data import pipeline, run_data, splits
+from trainer.data import pipeline, run_data
 from trainer.models import registry
-from trainer.reports import answers as answers_lib, curves, scores, tables, tally, tensorboard
+from trainer.reports import curves, scores, tables, tensorboard
+from trainer.reports.answers import Answers
 from trainer.run import directory
 
-_NUM_SAMPLES = 6  # Posters that TensorBoard shows with their answers.
-_MOST_READ = 50_000  # Posters whose genres are read before an epoch, which takes 5 s.
+_NUM_SAMPLES = 6  # Posters that TensorBoard shows with their predictions.
+_MOST_READ = 50_000  # Posters whose genres are read before the first epoch, which takes 5 s.
+
+
+class Answered(NamedTuple):
+    """Predictions for a split, and how fast they came."""
+
+    answers: Answers
+    images_per_second: float
 
 
 class RunLog:
@@ -53,9 +62,8 @@ class RunLog:
         ]
         # Of one device; the others are taken to be like the first.
         self._peak = flops.peak_flops(names[0], devices.precision) if names else None
-        # The best epoch is sought on the validation split, or on the first there is.
-        names = [split.name for split in data.evaluated]
-        self._judge = next(iter(names), data.train.name)
+        # The best epoch is sought on the validation split, or on the first there is; empty: none.
+        self._judge = next((split.name for split in data.evaluated), "")
         self._constants: dict[str, dict[str, float]] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "scores")
         self._pending: concurrent.futures.Future | None = None
@@ -94,17 +102,22 @@ class RunLog:
         """
         before = self._run.read_metrics()
         before = before[before["step"] <= step]
-        self._skipped = before["skipped_steps"].sum() if "skipped_steps" in before else 0
+        self._skipped = before["skipped_steps"].sum()
         # Had this process done all of the run up to its last evaluation, it would have begun then.
         self._start = start_time - (0 if before.empty else before["seconds"].iloc[-1])
         self._best = before.loc[before["split"] == self._judge, "macro_ap"].max()
         if self._devices.is_chief:
             self._begin_files(step)
         data = self._data
-        constants = [self._expect_constant(split) for split in data.evaluated]
-        train_loss = scores.constant_loss(data.train.base_rates, data.train.base_rates)
+        base_rates = data.train.base_rates
+        self._train_constant = {"loss": scores.constant_loss(base_rates, base_rates)}
+        for split in data.evaluated:  # Where they are many, they are scored with the first epoch.
+            if split.num_examples <= _MOST_READ:
+                labels = split.read_labels()
+                self._constants[split.name] = scores.compute_constant_metrics(labels, base_rates)
+        constants = [self._constants.get(split.name, {}) for split in data.evaluated]
         print(tables.format_header([split.name for split in data.evaluated]))
-        print(tables.format_constant(train_loss, constants), flush=True)
+        print(tables.format_constant(self._train_constant["loss"], constants), flush=True)
 
     def _begin_files(self, step: int) -> None:
         config, data = self._config, self._data
@@ -121,7 +134,9 @@ class RunLog:
         )
         self._run.keep_metrics_until(step)
         self._tensorboard = tensorboard.TensorBoard(self._run.tensorboard)
-        self._tensorboard.write_settings(config, self._judge, self._run.path.name)
+        self._tensorboard.write_settings(
+            config, self._judge or data.train.name, self._run.path.name
+        )
         self._tensorboard.write_records(self._run.read_metrics())
         spec = run_data.make_train_spec(config, data.train)
         if spec.is_changed:
@@ -134,14 +149,14 @@ class RunLog:
         self,
         step: int,
         of_training: Mapping[str, float],
-        answered: Mapping[str, answers_lib.Answered],
+        answered: Mapping[str, Answered],
     ) -> None:
-        """Begins to score the answers of an epoch, to print the scores and write them to files.
+        """Begins to score an epoch's predictions, to print the scores and write them to files.
 
         Args:
-            step: after which they were given.
-            of_training: what the train split's record has too: of `learner.Learner.facts`.
-            answered: name of a split -> its answers, the train split's first.
+            step: after which the model made them.
+            of_training: the train split's record: `loss`, `images_per_second` and more.
+            answered: name of an evaluated split -> its predictions.
         """
         self.wait()
         self._pending = self._thread.submit(self._record, step, of_training, answered)
@@ -160,23 +175,35 @@ class RunLog:
         self,
         step: int,
         of_training: Mapping[str, float],
-        answered: Mapping[str, answers_lib.Answered],
+        answered: Mapping[str, Answered],
     ) -> None:
         data = self._data
-        opened = {split.name: split for split in (data.train, *data.evaluated)}
+        place = {"epoch": -(-step // data.steps_per_epoch), "step": step}
+        now = {"seconds": time.monotonic() - self._start}
         records = [
             {
-                "epoch": -(-step // data.steps_per_epoch),
-                "step": step,
-                "split": split,
-                **answers.compute_metrics(),
-                "images_per_second": speed,
-                "seconds": time.monotonic() - self._start,
-                "constant": self._score_constant(opened[split], answers),
+                **place,
+                "split": data.train.name,
+                **of_training,
+                **now,
+                "constant": self._train_constant,
             }
-            for split, (answers, speed) in answered.items()
         ]
-        records[0].update(of_training)
+        for split, (answers, speed) in answered.items():
+            if split not in self._constants:
+                self._constants[split] = scores.compute_constant_metrics(
+                    answers.labels, data.train.base_rates
+                )
+            records.append(
+                {
+                    **place,
+                    "split": split,
+                    **scores.compute_metrics(*answers),
+                    "images_per_second": speed,
+                    **now,
+                    "constant": self._constants[split],
+                }
+            )
         if "skipped_steps" in of_training:  # Of this epoch; they are counted over the whole run.
             records[0]["skipped_steps"] -= int(self._skipped)
             self._skipped = of_training["skipped_steps"]
@@ -185,7 +212,7 @@ class RunLog:
             if self._peak:
                 peak = self._peak * self._devices.num_replicas
                 records[0]["share_of_peak"] = records[0]["flops_per_second"] / peak
-        judged = next(record["macro_ap"] for record in records if record["split"] == self._judge)
+        judged = next((r["macro_ap"] for r in records if r["split"] == self._judge), -1.0)
         is_best = judged > np.nan_to_num(self._best, nan=-1.0)
         if is_best:
             self._best = judged
@@ -196,31 +223,10 @@ class RunLog:
             self._run.append_metrics(records)
             self._write_curves(records, answered)
 
-    def _expect_constant(self, split: splits.Split) -> dict[str, float]:
-        """Scores the constant predictor before anything else has answered; LRAP may be NaN."""
-        base_rates = self._data.train.base_rates
-        if split.num_examples > _MOST_READ:
-            return tally.constant_metrics(split.base_rates, base_rates)
-        scored = scores.compute_constant_metrics(split.read_labels(), base_rates)
-        self._constants[split.name] = scored
-        return scored
-
-    def _score_constant(
-        self, split: splits.Split, answers: answers_lib.Gathered
-    ) -> dict[str, float]:
-        """Scores the constant predictor, once for each split: every whole pass is alike."""
-        if len(answers) < split.num_examples:  # The run ends within the epoch.
-            return answers.compute_constant_metrics()
-        if split.name not in self._constants:
-            self._constants[split.name] = answers.compute_constant_metrics()
-        return self._constants[split.name]
-
-    def _write_curves(
-        self, records: list[dict], answered: Mapping[str, answers_lib.Answered]
-    ) -> None:
+    def _write_curves(self, records: list[dict], answered: Mapping[str, Answered]) -> None:
         self._tensorboard.write_records(directory.as_frame(records))
         for split in self._data.evaluated[:1]:
-            shown = answered[split.name].answers.first(_NUM_SAMPLES)
+            shown = (array[:_NUM_SAMPLES] for array in answered[split.name].answers)
             picture = curves.draw_answers(self._sample_posters, *shown, self._data.train.genres)
             self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
         directory.write_atomically(

@@ -72,6 +72,6 @@ def make_summary(records: pd.DataFrame) -> pd.DataFrame:
 
 def _format_scores(of_splits: Sequence[Mapping[str, float]]) -> str:
     return "".join(
-        _SPLIT.format(f"{values['macro_ap']:.4f}", f"{values['micro_ap']:.4f}")
-        for values in of_splits
+        _SPLIT.format(*(f"{v[name]:.4f}" if name in v else "" for name in ("macro_ap", "micro_ap")))
+        for v in of_splits
     )

@@ -10,11 +10,10 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib
@@ -31,16 +30,15 @@ class State(NamedTuple):
     """How far a run has come."""
 
     step: int
-    answers: dict[str, np.ndarray]  # For the posters trained on in this epoch, when they came.
+    loss_sum: float  # Of the steps of the epoch so far.
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
     Each has all that a run needs to go on as if nothing had happened: model, optimizer
-    with its loss scale, the state of dropout's random numbers, the step, and what the
-    model answered so far in this epoch, of which the epoch's metrics are made. The data's
-    position follows from the step.
+    with its loss scale, the state of dropout's random numbers, the step, and the sum of the
+    losses of the epoch so far. The data's position follows from the step.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class Checkpoints:
         directory: pathlib.Path,
         model: keras.Model,
         optimizer,
-        answers: Mapping[str, np.ndarray],
         num_kept: int,
         chief: bool = True,
         average: keras.Model | None = None,
@@ -61,7 +58,6 @@ class Checkpoints:
             directory: of the run's checkpoints; all workers read it.
             model: the model.
             optimizer: its optimizer.
-            answers: what is kept of an epoch's answers when there are none yet.
             num_kept: the newest checkpoints to keep, beside the best.
             chief: whether this worker writes to `directory`.
             average: the model that has a running average of the model's weights, if there is one.
@@ -69,12 +65,9 @@ class Checkpoints:
         self._directory = directory
         self._num_kept = num_kept
         self._chief = chief
-        with tf.device("/cpu:0"):  # An epoch's answers would take memory of the GPU.
+        with tf.device("/cpu:0"):
             self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._answers = {
-                name: tf.Variable(array, shape=[None, *array.shape[1:]], trainable=False)
-                for name, array in answers.items()
-            }
+            self._loss_sum = tf.Variable(0, dtype=tf.float64, trainable=False)
         # What dropout draws from is part of `variables`, not of `weights`.
         weights = {id(variable) for variable in model.weights}
         self._checkpoint = tf.train.Checkpoint(
@@ -83,7 +76,7 @@ class Checkpoints:
             optimizer=optimizer,
             random=[v.value for v in model.variables if id(v) not in weights],
             step=self._step,
-            **self._answers,
+            loss_sum=self._loss_sum,
         )
 
     def restore(self) -> State:
@@ -102,22 +95,17 @@ class Checkpoints:
                     "Go on with those that the run began with, in a --precision like its own, or "
                     "choose another --run_dir."
                 ) from error
-        answers = {name: variable.numpy() for name, variable in self._answers.items()}
-        return State(int(self._step.numpy()), answers)
+        return State(int(self._step.numpy()), float(self._loss_sum.numpy()))
 
-    def save(self, step: int, answers: Mapping[str, np.ndarray]) -> None:
-        """Saves the state after `step` steps.
-
-        Args:
-            step: the number of steps taken.
-            answers: what is kept of those of the epoch so far.
+    def save(self, state: State) -> None:
+        """Saves the state of a run.
 
         Raises:
             config.UsageError: it could not be written; earlier checkpoints are as they were.
         """
+        step = state.step
         self._step.assign(step)
-        for name, array in answers.items():
-            self._answers[name].assign(array)
+        self._loss_sum.assign(state.loss_sum)
         if not self._chief:
             with tempfile.TemporaryDirectory(prefix="worker-checkpoint-") as unread:
                 self._checkpoint.write(os.path.join(unread, _PREFIX))
@@ -198,7 +186,7 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
 
     Returns:
         The model, uint8 [N, S, S, 3] to float32 logits [N, G], and the facts of the
-        run's `config.json` with `image_size`, `resize`, `genres` and the `step` it is of.
+        run's `config.json` with `image_size`, `genres` and the `step` it is of.
 
     Raises:
         config.UsageError: the run has no checkpoint yet.
@@ -213,8 +201,7 @@ def restore_model(run_dir: str | os.PathLike) -> tuple[keras.Model, dict]:
     saved_as = "average" if config.weight_average else "model"
     status = tf.train.Checkpoint(**{saved_as: model}).read(str(path / _PREFIX))
     status.expect_partial().assert_existing_objects_matched()
-    facts |= {"image_size": config.image_size, "resize": config.resize}
-    return model, {**facts, "step": int(path.name)}
+    return model, {**facts, "image_size": config.image_size, "step": int(path.name)}
 
 
 def _complete(directory: pathlib.Path) -> Sequence[pathlib.Path]:

@@ -3,7 +3,6 @@
 config.json  metrics.jsonl  checkpoints/  tensorboard/  learning_curves.png  augmentation.png
 report.html  answers.npz  thresholds.json
 head/, a run's directory of its own: of the head that was trained first
-folds/1-of-5/ and so on, likewise: of what `trainer.cross_fit` trains on the rest of each part
 """
 
 import atexit
@@ -30,9 +29,7 @@ _MAY_CHANGE = {
     "cache",
     "features_dir",
     "strategy",
-    "tpu",
     "worker_timeout",
-    "max_restarts",
     "logical_cpus",
     "jit_compile",
     "steps_per_call",
@@ -45,6 +42,12 @@ _MAY_CHANGE = {
 }
 THRESHOLDS = "thresholds.json"  # Of a run, and of what is exported of it.
 _KEYS = ["epoch", "step", "split"]  # What tells records of metrics apart.
+_SCORES = ("loss", "label_accuracy", "macro_ap", "micro_ap", "lrap")
+_COLUMNS = [
+    *_KEYS,
+    *(f"{prefix}{name}" for prefix in ("", "constant.") for name in _SCORES),
+    *("images_per_second", "seconds", "learning_rate", "share_waited", "skipped_steps"),
+]
 _OTHER_MODEL = "Its checkpoints do not fit another model."
 _OTHER_STEPS = (
     "Its checkpoints count batches, so that epochs of others would be miscounted; begin another "
@@ -54,7 +57,6 @@ _OTHER_STEPS = (
 _FIXED = {
     "model": _OTHER_MODEL,
     "image_size": _OTHER_MODEL,
-    "second_size": _OTHER_MODEL,
     "batch_size": _OTHER_STEPS,
     "accumulate_steps": _OTHER_STEPS,
 }
@@ -98,10 +100,6 @@ class RunDirectory:
     def head(self) -> "RunDirectory":
         """The run of the head that is trained first, if one is."""
         return RunDirectory(self.path / "head")
-
-    def fold(self, number: int, count: int) -> "RunDirectory":
-        """The run of what was trained without one of so many parts of the train split."""
-        return RunDirectory(self.path / "folds" / f"{number}-of-{count}")
 
     def seconds_of_head(self) -> float:
         """Returns how long the head was trained first; 0 if none was."""
@@ -275,10 +273,11 @@ class RunDirectory:
 
 def as_frame(records: list[dict[str, Any]]) -> pd.DataFrame:
     """Returns records of metrics as rows, the constant predictor's scores as `constant.NAME`."""
-    empty = pd.DataFrame(columns=[*_KEYS, "macro_ap", "seconds"])
-    frame = pd.json_normalize(records) if records else empty
-    scores = frame.columns.difference(_KEYS)
-    return frame.astype(dict.fromkeys(scores, float))  # None becomes NaN.
+    frame = pd.json_normalize(records)
+    missing = [name for name in _COLUMNS if name not in frame]
+    frame = frame.reindex(columns=[*frame.columns, *missing])
+    numbers = frame.columns.difference(_KEYS)
+    return frame.astype(dict.fromkeys(numbers, float))  # None becomes NaN.
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from trainer import cluster, config as config_lib, runtime, steps
+from trainer import cluster, config as config_lib, runtime
 from trainer.run import checkpoints as checkpoints_lib, directory, stopping
 
 _SECONDS_OF_A_LONG_STEP = 0.01
@@ -32,14 +32,14 @@ class Phase:
 
 
 class RunState:
-    """The position of a run: how many steps it has taken, and the answers of its epoch so far.
+    """The position of a run: how many steps it has taken, and the loss of its epoch so far.
 
     About once a second it asks all workers for a stop, looks whether losses and gradients were
     finite, and saves a checkpoint when one is due. In between nothing waits for the device.
 
     Attributes:
         step: steps taken since the run began.
-        answers: for the posters of this epoch so far.
+        loss_sum: of the steps of this epoch so far.
         stopped: whether a stop was asked for, which all workers agree on.
         is_recorded: whether the scores at this step are in `metrics.jsonl`, or on their way.
         images_per_second: of the last epoch; None unless this process has trained.
@@ -52,7 +52,6 @@ class RunState:
         self,
         phase: Phase,
         checkpoints: checkpoints_lib.Checkpoints,
-        answers,
         describe_batch: Callable[[int], str],
         wait_for_records: Callable[[], None],
     ):
@@ -61,7 +60,6 @@ class RunState:
         Args:
             phase: what is trained.
             checkpoints: to restore and to save.
-            answers: of `reports.answers.gather`, to take those of the train split.
             describe_batch: function of a step to the posters in its batch, in words.
             wait_for_records: waits until the scores of the epochs before are in `metrics.jsonl`.
 
@@ -76,10 +74,8 @@ class RunState:
         self._wait_for_records = wait_for_records
         self._vote = cluster.Vote(self._devices.strategy)
         self._last_save = time.monotonic()
-        self.step, restored = checkpoints.restore()
+        self.step, self.loss_sum = checkpoints.restore()
         cluster.check_same_step(self._devices.strategy, self.step)
-        self.answers = answers
-        self.answers.restore(restored)
         self._pending: list[dict[str, tf.Tensor]] = []  # Since the last look, not on the host.
         self.steps_per_call = self._config.steps_per_call or 1
         self.stopped = False
@@ -89,8 +85,8 @@ class RunState:
         self.is_recorded = (self._run.read_metrics()["step"] == self.step).any()
 
     def begin_epoch(self) -> None:
-        """Forgets the answers of the epoch before."""
-        self.answers = self.answers.anew()  # Those of the epoch before may still be scored.
+        """Forgets the losses of the epoch before."""
+        self.loss_sum = 0.0
         self.seconds_waited = 0.0
         self._vote.begin()
 
@@ -155,26 +151,28 @@ class RunState:
     def _save(self) -> None:
         # A run goes on from here: what was to be recorded before would never be again.
         self._wait_for_records()
-        self._checkpoints.save(self.step, self.answers.arrays)
+        self._checkpoints.save(checkpoints_lib.State(self.step, self.loss_sum))
         self.prune()
         self._last_save = time.monotonic()
         self._vote.begin()
 
     def _look(self) -> None:
-        """Takes the answers from the device, or stops at the first step that was not finite.
+        """Takes the losses from the device, or stops at the first step that was not finite.
 
         Python waits for the device here, and nowhere else between two saves: a copy from a GPU
         comes after all that it was given to do.
         """
         pending, self._pending = self._pending, []
-        waited = tf.concat([outputs["waited"] for outputs in pending], axis=0)
-        self.seconds_waited += float(tf.reduce_sum(waited))
-        finite = tf.concat([outputs["finite"] for outputs in pending], axis=0).numpy()
-        if finite.all():  # Of each step, all replicas.
-            self.answers.add(*steps.collect(pending))
+        losses, finite, waited = (
+            tf.concat([outputs[name] for outputs in pending], axis=0).numpy()
+            for name in ("loss", "finite", "waited")
+        )
+        self.seconds_waited += float(waited.sum())
+        if finite.all():
+            for loss in losses:  # One by one: the sum is the same however many there are a look.
+                self.loss_sum += float(loss)
             return
-        num_steps = len(finite) // self._devices.num_replicas
-        step = self.step - num_steps + int(np.argmin(finite)) // self._devices.num_replicas + 1
+        step = self.step - len(finite) + int(np.argmin(finite)) + 1
         what = "The loss or its gradients are"
         if self._devices.precision == "mixed_float16":
             what = "However little it is scaled for float16, the loss or its gradients are"
