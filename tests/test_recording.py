@@ -4,32 +4,18 @@ import contextlib
 import threading
 
 import pytest
-from tensorflow.python.framework import config as tensorflow_config
 
-from tests.test_resume import assert_same_run, metrics, state, steps
+from tests import conftest
+from tests.runs import assert_same_run, metrics, state, steps
 from trainer import config, train
 from trainer.reports import scores
 
-EPOCH = 16  # Steps of an epoch of `synthetic`.
+EPOCH = 3  # Steps.
 
 
 def go(data_dir, run_dir, **changes):
-    settings = {
-        "dataset": "poster_tfds/synthetic",
-        "data_dir": str(data_dir),
-        "image_size": 48,
-        "epochs": 3,
-        "deterministic": True,
-        **changes,
-    }
-    train.train_and_evaluate(config.Config(**settings), run_dir, report=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def determinism_ends_here():
-    """What a run turns on is the process's, and XLA refuses some gradients with it."""
-    yield
-    tensorflow_config.disable_op_determinism()
+    settings = {"batch_size": 18, "epochs": 3, "deterministic": True, **changes}
+    conftest.train(data_dir, run_dir, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +26,6 @@ def whole(data_dir, tmp_path_factory):
 
 
 def recorded(run_dir):
-    if not (run_dir / "metrics.jsonl").exists():
-        return []
     return [(record["step"], record["split"]) for record in metrics(run_dir)]
 
 
@@ -54,9 +38,9 @@ def test_an_epoch_is_scored_while_the_next_one_trains(data_dir, tmp_path, whole,
     def train_one_epoch(context, state):
         if state.step:
             assert (state.step, "test") not in recorded(tmp_path)
-            has_begun.release(2)  # A split each.
+            has_begun.release()
         if state.step == 2 * EPOCH:
-            has_begun.release(2)  # No epoch follows.
+            has_begun.release()  # No epoch follows.
         train_epoch(context, state)
 
     def compute_late(labels, logits):
@@ -72,7 +56,7 @@ def test_an_epoch_is_scored_while_the_next_one_trains(data_dir, tmp_path, whole,
     monkeypatch.setattr(scores, "compute_constant_metrics", count)
     go(data_dir, tmp_path)
     assert_same_run(whole, tmp_path)
-    assert constants == [90, 510]  # The constant predictor is scored once.
+    assert constants == [conftest.NUM_TEST]  # The constant predictor is scored once.
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -83,11 +67,11 @@ def test_no_checkpoint_comes_before_the_record_of_an_earlier_epoch(
     blocked = tmp_path / ".metrics.jsonl.incomplete"
     blocked.mkdir(parents=True)
     with pytest.raises(config.UsageError, match=r"metrics\.jsonl could not be written"):
-        go(data_dir, tmp_path, epochs=epochs, checkpoint_every_steps=3)
+        go(data_dir, tmp_path, epochs=epochs, checkpoint_every_steps=2)
     assert not (tmp_path / "metrics.jsonl").exists()
-    assert steps(tmp_path) == [15, EPOCH]
+    assert steps(tmp_path) == [2, EPOCH]
     blocked.rmdir()
-    go(data_dir, tmp_path, checkpoint_every_steps=3)
+    go(data_dir, tmp_path, checkpoint_every_steps=2)
     assert_same_run(whole, tmp_path)
 
 

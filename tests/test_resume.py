@@ -1,12 +1,9 @@
 """A run that is killed, stopped or damaged ends as if nothing had happened."""
 
-import json
-import pathlib
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import keras
@@ -15,112 +12,78 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
+from tests.runs import (
+    assert_same_run,
+    finish,
+    killed_after,
+    metrics,
+    start,
+    state,
+    steps,
+    wait_for,
+)
+from trainer import config
 from trainer.data import pipeline, splits
 from trainer.run import checkpoints
 
-FLAGS = (
-    "--deterministic",
-    "--epochs=2",
-    "--augment=flip,crop,color,erase",
-    "--randaugment=5",
-    "--mixup=0.2",
-    "--cutmix=1",
-    "--checkpoint_every_steps=2",
-    "--learning_rate_schedule=cosine",
-    "--warmup_epochs=1",
-    "--weight_average=0.9",
-)
-
-
-def start(data_dir, run_dir, *flags, module="trainer", **environment):
-    """Starts the trainer and returns its process; `finish` reads what it prints."""
-    return conftest.start(
-        *(sys.executable, "-m", module, "--dataset=poster_tfds/synthetic"),
-        *(f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--preset=reference"),
-        *("--image_size=48", "--noreport", *flags),
-        **environment,
-    )
-
-
-def finish(process, returncode=0):
-    try:
-        out, err = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    assert process.returncode == returncode, out + err
-    return out + err
-
-
-def steps(run_dir):
-    """Returns the steps of the checkpoints of a run, oldest first."""
-    directory = pathlib.Path(run_dir) / "checkpoints"
-    return sorted(int(p.name) for p in directory.glob("[0-9]*")) if directory.exists() else []
-
-
-def state(run_dir, step=None):
-    """Returns every tensor of a checkpoint, the newest if no step is named."""
-    step = steps(run_dir)[-1] if step is None else step
-    reader = tf.train.load_checkpoint(str(run_dir / "checkpoints" / f"{step:08}" / "state"))
-    names = reader.get_variable_to_shape_map().keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
-    return {name: reader.get_tensor(name) for name in names}
-
-
-def metrics(run_dir):
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["images_per_second"], record["seconds"]
-        record.pop("flops_per_second", None)
-    return records
-
-
-def assert_same_run(one, other):
-    """Checks weights, optimizer, random states, answers and metrics bit by bit."""
-    ours, theirs = state(one), state(other)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-    assert metrics(one) == metrics(other)
-    assert tensorboard_steps(one) == tensorboard_steps(other)
-
-
-def tensorboard_steps(run_dir):
-    found = []
-    for path in (run_dir / "tensorboard").rglob("events*"):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                # Pictures are those of the last process.
-                if value.tag not in ("images_per_second", "posters"):
-                    found.append((path.parent.name, value.tag, event.step))
-    assert len(found) == len(set(found))
-    return sorted(found)
+# All that is random or grows with the steps. An epoch has 6 steps.
+SETTINGS = {
+    "deterministic": True,
+    "epochs": 3,
+    "augment": "flip,crop,color,erase",
+    "randaugment": 5.0,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "checkpoint_every_steps": 4,
+    "learning_rate_schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "weight_average": 0.9,
+    "keep_checkpoints": 9,
+}
 
 
 @pytest.fixture(scope="module")
 def whole(data_dir, tmp_path_factory):
     """A run that nothing interrupted."""
     run_dir = tmp_path_factory.mktemp("whole")
-    finish(start(data_dir, run_dir, *FLAGS))
+    conftest.train(data_dir, run_dir, **SETTINGS)
     return run_dir
 
 
-def wait_for(condition, process, seconds=300):
-    """Waits until something is so; returns whether the process still runs then."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            process.kill()
-            raise AssertionError("this did not happen in time\n" + "".join(process.communicate()))
-        if process.poll() is not None:
-            return False
-        time.sleep(0.002)  # The process needs the cores.
-    return process.poll() is None
+def test_a_killed_run_goes_on_bit_for_bit(data_dir, tmp_path, whole, capsys):
+    """Killed between two checkpoints, and while one is written; then another cache is used."""
+    with killed_after(5):
+        conftest.train(data_dir, tmp_path, **SETTINGS)
+    assert steps(tmp_path) == [4]
+    incomplete = tmp_path / "checkpoints" / ".incomplete-00000008"
+    shutil.copytree(tmp_path / "checkpoints" / "00000004", incomplete)
+    with killed_after(14):
+        conftest.train(data_dir, tmp_path, **SETTINGS, cache="disk", steps_per_call=1)
+    assert not incomplete.exists()
+    assert conftest.train(data_dir, tmp_path, **SETTINGS, cache="encoded", steps_per_call=3)
+    printed = capsys.readouterr().out
+    assert "Going on after step 4 of 18" in printed and "Going on after step 12 of 18" in printed
+    assert_same_run(whole, tmp_path)
+    assert len(metrics(tmp_path)) == 6
+
+
+def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, whole, capsys):
+    conftest.train(data_dir, tmp_path, **SETTINGS, max_steps=8)
+    assert [r["step"] for r in metrics(tmp_path)] == [6, 6, 8, 8]
+    conftest.train(data_dir, tmp_path, **SETTINGS)
+    assert [r["step"] for r in metrics(tmp_path)] == [6, 6, 8, 8, 12, 12, 18, 18]
+    np.testing.assert_equal(state(tmp_path), state(whole))
+    seconds = [record["seconds"] for record in conftest.read_metrics(tmp_path)]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    capsys.readouterr()
+    conftest.train(data_dir, tmp_path, **SETTINGS)
+    assert "all 18 steps are done" in capsys.readouterr().out
 
 
 def loss_of(model, data_dir):
     """Returns the cross-entropy of the test split, by NumPy."""
     split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
-    batches = pipeline.eval_batches(pipeline.PipelineSpec(split, image_size=48, batch_size=90))
+    batches = pipeline.eval_batches(pipeline.PipelineSpec(split, image_size=32, batch_size=10))
     (batch,) = batches.take(1).as_numpy_iterator()
     p = 1 / (1 + np.exp(-model(batch["image"], training=False).numpy().astype(np.float64)))
     return -np.mean(np.log(np.where(batch["genres"] > 0, p, 1 - p)))
@@ -131,72 +94,12 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_restored(data_dir, 
     model = keras.models.clone_model(average)
     trained = tf.train.Checkpoint(model=model)
     trained.read(str(whole / "checkpoints" / f"{facts['step']:08}" / "state")).expect_partial()
-    (recorded,) = [
-        record["loss"]
-        for record in metrics(whole)
-        if (record["split"], record["step"]) == ("test", 32)
-    ]
-    off, off_without_average = (abs(loss_of(m, data_dir) - recorded) for m in (average, model))
-    assert off < 2e-4 < off_without_average  # The run may have computed in bfloat16.
-
-
-# Ten kills in all, none of the tests a minute long.
-@pytest.mark.parametrize(("kills", "seed"), [(4, 0), (3, 1), (3, 2)])
-def test_killed_again_and_again_a_run_ends_with_the_same_bits(
-    data_dir, tmp_path, whole, kills, seed
-):
-    rng = random.Random(seed)
-    directory = tmp_path / "checkpoints"
-    for kill in range(kills):
-        process = start(data_dir, tmp_path, *FLAGS)
-        newest = steps(tmp_path)[-1:]
-        if kill == 2:  # While a checkpoint is written.
-            assert wait_for(lambda: list(directory.glob(".incomplete-*")), process)
-        else:
-            assert wait_for(lambda newest=newest: steps(tmp_path)[-1:] > newest, process)
-            time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        finish(process, -signal.SIGKILL)
-    assert "Going on after step" in finish(start(data_dir, tmp_path, *FLAGS))
-    assert_same_run(whole, tmp_path)
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(data_dir, tmp_path, whole, number):
-    flags = [flag for flag in FLAGS if "every" not in flag]
-    process = start(data_dir, tmp_path, *flags, "--checkpoint_every_steps=1")
-    assert wait_for(lambda: steps(tmp_path), process)
-    process.send_signal(number)
-    printed = finish(process)
-    stopped_after = steps(tmp_path)[-1]
-    assert f"Stopped after step {stopped_after} of 32" in printed
-    assert "Traceback" not in printed
-    finish(start(data_dir, tmp_path, *FLAGS))
-    assert_same_run(whole, tmp_path)
-
-
-def test_a_second_signal_stops_at_once(data_dir, tmp_path):
-    """Also within a call of many steps, where Python's own handlers would have to wait."""
-    flags = ("--epochs=1000", "--image_size=96", "--steps_per_call=16")
-    process = start(data_dir, tmp_path, *flags)
-    # Once the first epoch is evaluated, the next call into TensorFlow is of 16 steps.
-    while "1/1000      16" not in process.stdout.readline():
-        assert process.poll() is None
-    before = steps(tmp_path)
-    process.send_signal(signal.SIGTERM)
-    while "SIGTERM: stopping, with a checkpoint" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    finish(process, 128 + signal.SIGTERM)
-    assert steps(tmp_path) == before
-
-
-def test_a_checkpoint_is_saved_when_the_last_is_old(data_dir, tmp_path):
-    """It is looked at after the first step, and then about once a second."""
-    flags = ("--epochs=1", "--checkpoint_every_seconds=0", "--keep_checkpoints=99")
-    finish(start(data_dir, tmp_path, *flags))
-    assert {1, 16} <= set(steps(tmp_path))
+    recorded = metrics(whole)[-1]
+    assert (recorded["split"], recorded["step"]) == ("test", 18)
+    off, off_without_average = (
+        abs(loss_of(m, data_dir) - recorded["loss"]) for m in (average, model)
+    )
+    assert off < 1e-6 < 1e-4 < off_without_average
 
 
 def damage(path):
@@ -205,13 +108,14 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_passed_over(data_dir, tmp_path, whole):
-    finish(start(data_dir, tmp_path, *FLAGS, "--max_steps=20"))
-    assert steps(tmp_path) == [18, 20]
-    damage(tmp_path / "checkpoints" / "00000020" / "state.data-00000-of-00001")
-    printed = finish(start(data_dir, tmp_path, *FLAGS))
-    assert "WARNING: the checkpoint" in printed and "00000020 is damaged" in printed
-    assert "Going on after step 18 of 32" in printed
+def test_a_damaged_checkpoint_is_passed_over(data_dir, tmp_path, whole, capsys):
+    with killed_after(14):
+        conftest.train(data_dir, tmp_path, **SETTINGS)
+    damage(tmp_path / "checkpoints" / "00000012" / "state.data-00000-of-00001")
+    conftest.train(data_dir, tmp_path, **SETTINGS)
+    printed = capsys.readouterr()
+    assert "WARNING: the checkpoint" in printed.err and "00000012 is damaged" in printed.err
+    assert "Going on after step 8 of 18" in printed.out
     assert_same_run(whole, tmp_path)
 
 
@@ -220,8 +124,8 @@ def test_a_damaged_checkpoint_is_passed_over(data_dir, tmp_path, whole):
 def test_the_newest_checkpoint_that_is_whole_is_found(tmp_path, whole, kind, file):
     directory = tmp_path / "checkpoints"
     shutil.copytree(whole / "checkpoints", directory)
-    assert checkpoints.find(directory).name == "00000032"
-    path = directory / "00000032" / file
+    assert checkpoints.find(directory).name == "00000018"
+    path = directory / "00000018" / file
     content = path.read_bytes()
     if kind == "flipped":
         damage(path)
@@ -230,31 +134,95 @@ def test_the_newest_checkpoint_that_is_whole_is_found(tmp_path, whole, kind, fil
     else:
         kept = {"halved": len(content) // 2, "cut by a byte": len(content) - 1, "emptied": 0}
         path.write_bytes(content[: kept[kind]])
-    assert checkpoints.find(directory).name == "00000030"
+    assert checkpoints.find(directory).name == "00000016"
 
 
-def test_where_no_checkpoint_can_be_read_the_run_is_refused(data_dir, tmp_path):
-    finish(start(data_dir, tmp_path, "--max_steps=1"))
-    (tmp_path / "checkpoints" / "00000001" / "state.index").unlink()
-    printed = finish(start(data_dir, tmp_path, "--max_steps=2"), returncode=1)
-    assert "No checkpoint in" in printed
-    assert "Traceback" not in printed
+def test_where_no_checkpoint_can_be_read_the_run_is_refused(tmp_path, whole):
+    for path in (whole / "checkpoints").iterdir():
+        (tmp_path / path.name).mkdir()
+    with pytest.raises(config.UsageError, match=r"No checkpoint in .* can be read"):
+        checkpoints.find(tmp_path)
 
 
 def test_the_best_checkpoint_outlives_the_newest(data_dir, tmp_path):
     """Stopped in between, so that the best is found again from the metrics."""
-    flags = (
-        "--train_split=train[:80%]",
-        "--validation_split=train[80%:]",
-        "--epochs=7",
-        "--keep_checkpoints=1",
-        "--learning_rate=0.03",
-    )
-    finish(start(data_dir, tmp_path, *flags, "--max_steps=40"))
-    finish(start(data_dir, tmp_path, *flags))
-    scores = {r["step"]: r["macro_ap"] for r in metrics(tmp_path) if r["split"] == "train[80%:]"}
-    assert len(scores) == 8
+    settings = {
+        "train_split": "train[:75%]",
+        "validation_split": "train[75%:]",
+        "batch_size": 20,
+        "epochs": 6,
+        "keep_checkpoints": 1,
+        "learning_rate": 0.1,
+    }
+    conftest.train(data_dir, tmp_path, **settings, max_steps=8)
+    conftest.train(data_dir, tmp_path, **settings)
+    scores = {r["step"]: r["macro_ap"] for r in metrics(tmp_path) if r["split"] == "train[75%:]"}
+    assert list(scores) == [2, 4, 6, 8, 10, 12]
     best = max(scores, key=scores.get)
-    assert set(steps(tmp_path)) == {best, 91}
-    _, facts = checkpoints.restore_model(tmp_path)
-    assert facts["step"] == best
+    assert set(steps(tmp_path)) == {best, 12}
+    assert checkpoints.restore_model(tmp_path)[1]["step"] == best
+
+
+def test_a_checkpoint_is_saved_when_the_last_is_old(data_dir, tmp_path):
+    """It is looked at after the first step, and then about once a second."""
+    conftest.train(data_dir, tmp_path, epochs=1, checkpoint_every_seconds=0.0, keep_checkpoints=9)
+    assert {1, 6} <= set(steps(tmp_path))
+
+
+def flags_of(settings):
+    return {name: str(value).lower() for name, value in settings.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(data_dir, tmp_path, seed):
+    rng = random.Random(seed)
+    settings = {**flags_of(SETTINGS), "epochs": 40, "checkpoint_every_steps": 2}
+    settings["keep_checkpoints"] = 2
+    finish(start(data_dir, tmp_path / "whole", **settings))
+    run_dir = tmp_path / "killed"
+    for kill in range(4):
+        process = start(data_dir, run_dir, **settings)
+        newest = steps(run_dir)[-1:]
+        if kill == 2:  # While a checkpoint is written.
+            is_time = lambda: list((run_dir / "checkpoints").glob(".incomplete-*"))  # noqa: E731
+        else:
+            is_time = lambda newest=newest: steps(run_dir)[-1:] > newest  # noqa: E731
+        assert wait_for(is_time, process)
+        time.sleep(0 if kill == 2 else rng.uniform(0, 0.3))
+        process.kill()
+        finish(process, -signal.SIGKILL)
+    assert "Going on after step" in finish(start(data_dir, run_dir, **settings))
+    assert_same_run(tmp_path / "whole", run_dir)
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(data_dir, tmp_path, number):
+    settings = flags_of({**SETTINGS, "epochs": 1000})
+    process = start(data_dir, tmp_path, **settings)
+    assert wait_for(lambda: steps(tmp_path), process)
+    process.send_signal(number)
+    printed = finish(process)
+    stopped_after = steps(tmp_path)[-1]
+    assert f"Stopped after step {stopped_after} of 6000" in printed
+    assert "Traceback" not in printed
+    last = stopped_after + 2
+    for run_dir in (tmp_path, tmp_path / "whole"):
+        finish(start(data_dir, run_dir, **settings, max_steps=last))
+    np.testing.assert_equal(state(tmp_path), state(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(data_dir, tmp_path):
+    """Also within a call of many steps, where Python's own handlers would have to wait."""
+    process = start(data_dir, tmp_path, epochs=100_000, image_size=256, steps_per_call=6)
+    while "2/100000" not in process.stdout.readline():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGSTOP)  # Both signals come before it can end on the first.
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert "stopping, with a checkpoint" in process.stderr.read()

@@ -1,11 +1,13 @@
 """Pictures of a run: its learning curves, what augmentation does, posters with their answers."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from poster_tfds.pages import rendering
 from trainer.reports import scores
@@ -94,7 +96,7 @@ def draw_lr_sweep(
 
 
 def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
-    """Draws a poster and what augmentation makes of it, epoch by epoch.
+    """Draws a poster as it is, and in two rows what augmentation makes of it, epoch by epoch.
 
     Args:
         image: uint8 [S, S, 3].
@@ -103,8 +105,16 @@ def draw_variants(image: np.ndarray, variants: np.ndarray) -> bytes:
     Returns:
         A PNG.
     """
-    titles = ["as it is", *(f"epoch {epoch + 1}" for epoch in range(len(variants)))]
-    return _draw_grid([image, *variants], titles, num_rows=2)
+    tiles = np.pad(
+        np.stack([image, *variants]),
+        [(0, 0), (0, 8), (0, 8), (0, 0)],
+        mode="constant",
+        constant_values=255,
+    )
+    rows = [np.concatenate(list(row), axis=1) for row in np.split(tiles, 2)]
+    picture = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(picture, "PNG")
+    return picture.getvalue()
 
 
 def draw_answers(
@@ -127,18 +137,11 @@ def draw_answers(
         best = np.argsort(-logits[i], kind="stable")[:_NUM_SHOWN]
         found = [f"{genres[g]} {1 / (1 + np.exp(-logits[i, g])):.2f}" for g in best]
         titles.append("\n".join([textwrap.fill(its_own, 28), "", *found]))
-    return _draw_grid(list(images), titles, num_rows=1)
-
-
-def _draw_grid(images: list[np.ndarray], titles: list[str], num_rows: int) -> bytes:
-    num_columns = -(-len(images) // num_rows)
-    figure = matplotlib.figure.Figure(
-        figsize=(2.2 * num_columns, 2.6 * num_rows), layout="constrained"
-    )
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flat
-    for axes, image, title in zip(panels, images, titles, strict=False):
+    figure = matplotlib.figure.Figure(figsize=(2.2 * len(images), 2.6), layout="constrained")
+    for axes, image, title in zip(
+        figure.subplots(1, len(images), squeeze=False).flat, images, titles, strict=True
+    ):
         axes.imshow(image)
         axes.set_title(title, fontsize=9)
-    for axes in panels:
         axes.axis("off")
     return rendering.save(figure, "png")

@@ -19,6 +19,7 @@ from trainer.reports.answers import Answers
 from trainer.run import directory
 
 _NUM_SAMPLES = 6  # Posters that TensorBoard shows with their predictions.
+_SECONDS_BETWEEN_PICTURES = 30
 _MOST_READ = 50_000  # Posters whose genres are read before the first epoch, which takes 5 s.
 
 
@@ -33,7 +34,8 @@ class RunLog:
     """Tells of a run: every worker in its terminal, the chief in the run directory too.
 
     Epochs are scored in a thread, one after the other, while the next trains. Left as a
-    context, it waits for the thread.
+    context, it waits for the thread. Pictures, which take about a second, are drawn every 30
+    seconds at most, and at the end.
     """
 
     def __init__(
@@ -65,14 +67,18 @@ class RunLog:
         # The best epoch is sought on the validation split, or on the first there is; empty: none.
         self._judge = next((split.name for split in data.evaluated), "")
         self._constants: dict[str, dict[str, float]] = {}
+        self._undrawn: tuple[int, Mapping[str, Answered]] | None = None
+        self._last_drawn = time.monotonic()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "scores")
         self._pending: concurrent.futures.Future | None = None
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, error, *exception) -> None:
         self._thread.shutdown()
+        if error is None:
+            self._draw()
 
     @property
     def path(self) -> pathlib.Path:
@@ -221,17 +227,24 @@ class RunLog:
             print(line, flush=True)
         if self._devices.is_chief:
             self._run.append_metrics(records)
-            self._write_curves(records, answered)
+            self._tensorboard.write_records(directory.as_frame(records))
+            self._undrawn = step, answered
+            if time.monotonic() - self._last_drawn >= _SECONDS_BETWEEN_PICTURES:
+                self._draw()
 
-    def _write_curves(self, records: list[dict], answered: Mapping[str, Answered]) -> None:
-        self._tensorboard.write_records(directory.as_frame(records))
+    def _draw(self) -> None:
+        """Draws what was recorded since the last pictures."""
+        if not self._undrawn:
+            return
+        (step, answered), self._undrawn = self._undrawn, None
         for split in self._data.evaluated[:1]:
             shown = (array[:_NUM_SAMPLES] for array in answered[split.name].answers)
             picture = curves.draw_answers(self._sample_posters, *shown, self._data.train.genres)
-            self._tensorboard.write_picture("posters", picture, split.name, records[0]["step"])
+            self._tensorboard.write_picture("posters", picture, split.name, step)
         directory.write_atomically(
             self._run.learning_curves, curves.draw_learning_curves(self._run.read_history())
         )
+        self._last_drawn = time.monotonic()
 
     @functools.cached_property
     def _sample_posters(self) -> np.ndarray:
@@ -241,6 +254,7 @@ class RunLog:
 
     def finish(self) -> None:
         """Prints the best scores, where everything is, and what to do next."""
+        self._draw()
         run = self._run
         records = run.read_metrics()
         step, why = run.best_step(), f"the best by macro AP on {self._data.validation}"
