@@ -160,7 +160,7 @@ def test_xla_takes_the_same_steps(whole):
 
 @pytest.fixture
 def mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return runtime.create_strategy("mirrored")
 
 
 def test_a_batch_in_parts_is_learned_from_as_if_it_went_through_whole(monkeypatch, mirrored):
@@ -264,11 +264,11 @@ def test_an_overflow_in_one_part_or_replica_skips_the_step_on_all(mirrored, repl
     batches = {"image": images, "genres": np.zeros([2, 8, 3], np.float32)}
     batches = tf.data.Dataset.from_tensor_slices(batches)
     iterator = iter(strategy.experimental_distribute_dataset(batches))
-    before, scale = model.get_weights(), float(optimizer.dynamic_scale)
+    before, scale = model.get_weights(), float(tf.convert_to_tensor(optimizer.dynamic_scale))
     step(iterator)
     for value, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
-    assert float(optimizer.dynamic_scale) == scale / 2
+    assert float(tf.convert_to_tensor(optimizer.dynamic_scale)) == scale / 2
     assert step(iterator)["finite"].numpy().tolist() == [True]
     for value, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_allclose(value, old - 0.1, atol=1e-4)  # Adam's first step.

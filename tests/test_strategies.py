@@ -231,8 +231,8 @@ def test_auto_says_what_it_chose_and_why(monkeypatch):
     assert runtime.choose_strategy("auto", num_gpus=4) == ("mirrored", "there are 4 GPUs")
 
 
-GPUS = ["/device:GPU:0", "/device:GPU:1"]
-CPUS = ["/device:CPU:0", "/device:CPU:1"]
+GPUS = ("/device:GPU:0", "/device:GPU:1")
+CPUS = ("/device:CPU:0", "/device:CPU:1")
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ CPUS = ["/device:CPU:0", "/device:CPU:1"]
     [
         ("one_device", GPUS, GPUS[:1]),
         ("mirrored", GPUS, GPUS),
-        ("mirrored", [], CPUS),
+        ("mirrored", (), CPUS),
     ],
 )
 def test_replicas_are_on_the_gpus_if_there_are_any(name, gpus, expected):
     strategy = runtime.create_local_strategy(name, gpus, CPUS)
     devices = [device.partition("task:0")[2] for device in strategy.extended.worker_devices]
-    assert devices == expected
+    assert devices == list(expected)
 
 
 def test_one_device_without_a_gpu_has_no_scope():
-    assert runtime.create_local_strategy("one_device", [], CPUS) is tf.distribute.get_strategy()
+    assert runtime.create_local_strategy("one_device", (), CPUS) is tf.distribute.get_strategy()

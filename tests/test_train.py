@@ -47,7 +47,7 @@ def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
             for value in event.summary.value:
                 tags.add(value.tag)
                 if value.tensor.dtype == tf.float32.as_datatype_enum:
-                    scalars[split, event.step, value.tag] = tf.make_ndarray(value.tensor).item()
+                    scalars[split, event.step, value.tag] = tf.make_ndarray(value.tensor)
     for record in conftest.read_metrics(run_dir):
         place = record["split"], record["step"]
         for name in record.keys() & SCORES:
@@ -112,7 +112,10 @@ def test_a_setting_that_cannot_be_is_refused_by_its_flag(setting, complaint):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"jit_compile": True, "batch_size": 8}, "--jit_compile is for one replica, and here are 2"),
+        (
+            {"jit_compile": True, "batch_size": 8},
+            "--jit_compile is for one replica, and here are 2",
+        ),
         ({"batch_size": 31}, "--batch_size=31 does not divide over 2 replicas; take 30 or 32"),
     ],
 )

@@ -39,7 +39,32 @@ def predict(
     Returns:
         The predictions, or None if it was told to stop.
     """
-    pending, parts = [], []
+    parts = []
+    speed = go_through(
+        eval_step, batches, num_steps, title, lambda *values: parts.append(values), should_stop
+    )
+    if speed is None:
+        return None
+    return Predicted(*map(np.concatenate, zip(*parts, strict=True)), speed)
+
+
+def go_through(
+    eval_step: Callable[[Iterator], dict],
+    batches: Iterator,
+    num_steps: int,
+    title: str,
+    take: Callable[[np.ndarray, np.ndarray], None],
+    should_stop: Callable[[], bool],
+) -> float | None:
+    """Does what `predict` does, and hands the predictions on, some batches at a time.
+
+    Args:
+        take: takes labels, float32 [N, G], and what the model gives for them, [N, ...].
+
+    Returns:
+        Images a second, or None if it was told to stop.
+    """
+    pending, num_images = [], 0
     start = time.perf_counter()
     with progress_lib.Progress(title, num_steps) as progress:
         for step in range(1, num_steps + 1):
@@ -48,7 +73,7 @@ def predict(
             if should_stop():
                 return None
             if len(pending) == _BATCHES_TAKEN or step == num_steps:
-                parts.append(steps.collect(pending))
-                pending = []
-    labels, outputs = map(np.concatenate, zip(*parts, strict=True))
-    return Predicted(labels, outputs, len(labels) / (time.perf_counter() - start))
+                labels, outputs = steps.collect(pending)
+                take(labels, outputs)
+                pending, num_images = [], num_images + len(labels)
+    return num_images / (time.perf_counter() - start)

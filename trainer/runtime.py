@@ -1,5 +1,6 @@
 """Devices: how a run is spread over them and in which precision they compute."""
 
+import functools
 import pathlib
 import socket
 import urllib.parse
@@ -96,15 +97,20 @@ def create_strategy(
     if name == "multi_worker":
         return cluster.create_strategy(worker_timeout)
     gpus, cpus = (
-        [device.name for device in tf.config.list_logical_devices(kind)] for kind in ("GPU", "CPU")
+        tuple(device.name for device in tf.config.list_logical_devices(kind))
+        for kind in ("GPU", "CPU")
     )
     return create_local_strategy(name, gpus, cpus)
 
 
+@functools.cache
 def create_local_strategy(
-    name: str, gpus: Sequence[str], cpus: Sequence[str]
+    name: str, gpus: tuple[str, ...], cpus: tuple[str, ...]
 ) -> tf.distribute.Strategy:
     """Places replicas on this machine's devices: on its GPUs, if it has any.
+
+    A process has one strategy of its kind, since the collective operations of two would have the
+    same keys.
 
     Args:
         name: one_device or mirrored.
@@ -112,7 +118,7 @@ def create_local_strategy(
         cpus: names of its logical CPUs.
     """
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(gpus or cpus)
+        return tf.distribute.MirroredStrategy(list(gpus or cpus))
     # In the scope of a device its batches are copied ahead; a CPU has them already.
     return tf.distribute.OneDeviceStrategy(gpus[0]) if gpus else tf.distribute.get_strategy()
 

@@ -57,7 +57,7 @@ def compute(
             collector = feature_files.Collector(folder, about)
         posters = functools.partial(pipeline.eval_batches, spec)
         with contextlib.closing(collector), spec.split.damage_named():
-            speed = inference.answer(
+            speed = inference.go_through(
                 steps.make_eval_step(features_lib.variants(backbone, mirrored[name]), strategy),
                 iter(strategy.distribute_datasets_from_function(posters)),
                 spec.batching.steps_per_epoch,
