@@ -246,7 +246,7 @@ def _compare_macro_ap(
         both = tf.stack([ask(pixels), ask_saved_model(pixels)], axis=1)
         return {"labels": batch["genres"], "logits": both, "weight": batch["weight"]}
 
-    num_steps = min(evaluated.batching.steps_per_epoch, -(-_MAX_EVALUATED // evaluated.batch_size))
+    num_steps = min(evaluated.batching.steps_per_pass, -(-_MAX_EVALUATED // evaluated.batch_size))
     with evaluated.split.damage_named():
         labels, both, _ = inference.predict(
             answer, iter(pipeline.eval_batches(evaluated)), num_steps, f"int8 on {evaluated.split}"

@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 
 from poster_tfds import images as images_lib
-from trainer import config as config_lib
 from trainer.data import preprocessing
 
 (
@@ -65,18 +64,15 @@ class Limits(NamedTuple):
 class ImageLoader:
     """Decodes and resizes images, row by row: what becomes of one never depends on another."""
 
-    def __init__(self, image_size: int, limits: Limits, resize: str = config_lib.BILINEAR):
+    def __init__(self, image_size: int, limits: Limits):
         """Prepares to load.
 
         Args:
             image_size: S, the side of the result in pixels.
             limits: what an image may cost.
-            resize: how images are resized to it, of `config.RESIZES`.
         """
-        self._to_pixels = functools.partial(
-            preprocessing.decode_for, image_size=image_size, method=resize
-        )
-        self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
+        self._to_pixels = preprocessing.decode
+        self._resize = functools.partial(preprocessing.resize, image_size=image_size)
         self._image_size = image_size
         self._limits = limits
 

@@ -152,9 +152,7 @@ def open_run(
         command = "report_page" if facts["validation_split"] else "cross_fit"
         why = f"`python -m trainer.{command} --run_dir={run_dir} --tta={tta}` chooses them."
         decision = decision_lib.undecided(facts["genres"], why)
-    module = serving_model.ServingModel(
-        model, decision, facts["image_size"], top_k, limits, facts["resize"], tta
-    )
+    module = serving_model.ServingModel(model, decision, facts["image_size"], top_k, limits, tta)
     return OpenRun(model, module, facts, decision, limits, split)
 
 

@@ -29,7 +29,6 @@ class ServingModel(tf.Module):
         image_size: int,
         top_k: int,
         limits: loading.Limits,
-        resize: str = config_lib.BILINEAR,
         tta: str = config_lib.NO_TTA,
     ):
         """Wraps a trained model.
@@ -40,7 +39,6 @@ class ServingModel(tf.Module):
             image_size: S.
             top_k: genres that `top_k` answers with; all, if there are fewer.
             limits: what an image may cost.
-            resize: how images are resized to S, of `config.RESIZES`.
             tta: variants of each image whose answers are averaged, of `config.TTA`.
         """
         super().__init__(name="poster_genres")
@@ -48,14 +46,14 @@ class ServingModel(tf.Module):
         extractor = ends.feature_extractor(model)
         self._logits = _inference(test_time.averaged(model, tta), len(genres))
         self._features = _inference(extractor, extractor.output_shape[-1])
-        self._resize = functools.partial(preprocessing.resize, image_size=image_size, method=resize)
+        self._resize = functools.partial(preprocessing.resize, image_size=image_size)
         self._genres = genres
         self._slopes, self._intercepts, self._thresholds = (
             decision.table[name].to_numpy(np.float32)
             for name in ("slope", "intercept", "threshold")
         )
         self._top_k = min(top_k, len(self._genres))
-        self._loader = loading.ImageLoader(image_size, limits, resize)
+        self._loader = loading.ImageLoader(image_size, limits)
         # tf.Module does not see into a Keras 3 model; a server could not restore the
         # variables of one that it merely holds.
         self._variables = [variable.value for variable in model.weights]

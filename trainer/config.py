@@ -11,7 +11,6 @@ AUGMENTATIONS = ("flip", "crop", "color", "erase")
 NO_TTA, *_ = TTA = ("none", "mirror", "sizes", "mirror,sizes")  # Of `trainer.data.test_time`.
 MAX_MAGNITUDE = 10  # Of RandAugment.
 LOSSES = ("binary_crossentropy", "focal", "asymmetric")
-BILINEAR, ANTIALIAS = RESIZES = ("bilinear", "antialias")
 BACKBONE = "backbone"  # What `freeze` calls all layers but the head.
 
 
@@ -57,8 +56,6 @@ class Config:
 
     model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0 to efficientnet_lite2, keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0, or kerashub:PRESET for an image backbone of KerasHub, as kerashub:resnet_18_imagenet or the directory of a preset.")
     image_size: int = _model(350, "Height and width that posters are resized to, in pixels.", minimum=32)
-    second_size: int = _model(0, "Side of the poster, in pixels, at which the backbone of an efficientnet_lite looks at it a second time; the head takes both features; 0: it does not.", minimum=0)
-    resize: str = _model("bilinear", "How they are resized: bilinear, from four pixels for each, or antialias, from all that each covers, which decodes large JPEGs at a half, a quarter or an eighth.", choices=RESIZES)
     pretrained_weights: str = _model("none", "Weights that the backbone of efficientnet_lite0 to 2, keras:NAME or kerashub:PRESET begins with: none, imagenet (of a KerasHub preset its own, whatever they were trained on), or a file of them.")
     init_from: str = _model("", "Run directory whose best weights this run begins with; they come before pretrained_weights.")
     freeze: str = _model("", "Layers that keep their weights, by name or pattern, comma-separated, as stem,block[0-4]_*; backbone: all but the head, which then trains on features that are computed once.")
@@ -76,12 +73,9 @@ class Config:
     learning_rate_schedule: str = _optimization("constant", "How the learning rate goes on: constant, or cosine: down to 0 at the end of the last epoch.", choices=("constant", "cosine"))
     warmup_epochs: float = _optimization(0.0, "Epochs over which the cosine schedule first rises from 0.", minimum=0)
     weight_decay: float = _optimization(0.0, "Decoupled weight decay (AdamW) of all weights but biases and normalization.", minimum=0)
-    layer_decay: float = _optimization(1.0, "Layer-wise learning rates: each block of layers has this share, 0 to 1, of the rate of the block above it; the head has the full one. 1: all alike.", minimum=0)
-    unfreeze_epochs: float = _optimization(0.0, "Gradual unfreezing: the blocks below the head begin to learn one after the other, from the top, the last after this many epochs. 0: all from the first step.", minimum=0)
     clip_norm: float = _optimization(0.0, "Gradients are scaled down where the norm of all of them together is above this; 0: never.", minimum=0)
     weight_average: float = _optimization(0.0, "Momentum, 0 to 1, of a running average of the weights, which is evaluated and exported instead of them; 0: none.", minimum=0)
     loss: str = _optimization("binary_crossentropy", "Loss to train with. Evaluation reports the binary cross-entropy whatever it is.", choices=LOSSES)
-    class_balance: float = _optimization(0.0, "Weighs genres by the inverse of their effective number of posters, with this beta, as 0.999; 0: all alike.", minimum=0)
     label_smoothing: float = _optimization(0.0, "How far, 0 to 1, labels are moved from 0 and 1 towards their genre's share of the train split.", minimum=0)
     seed: int = _optimization(0, "Seed of the weights, the shuffle order, the changes and dropout.", minimum=0)
     max_steps: int = _optimization(0, "Stop after this many steps; 0: no limit.", minimum=0)
@@ -97,13 +91,11 @@ class Config:
     keep_checkpoints: int = _checkpoints(2, "How many of the newest checkpoints to keep, beside the best one.", minimum=1)
 
     precision: str = _devices("auto", "Arithmetic of the layers; auto: bfloat16 where the device computes in it, float16 on older tensor cores, else float32.", choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))
-    strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    strategy: str = _devices("auto", "Distribution; auto: multi_worker if TF_CONFIG is set, mirrored on several GPUs, else one device.", choices=("auto", "one_device", "mirrored", "multi_worker"))
     batch_norm: str = _devices("global", "Batch whose statistics several replicas normalize with: global, or local, each its own part, which is faster and learns otherwise.", choices=("global", "local"))
     worker_timeout: float = _devices(600.0, "Seconds to wait until all workers that TF_CONFIG names have started; 0: for ever.", minimum=0)
-    max_restarts: int = _devices(10, "How often a process may start anew, in all, because another worker is lost.", minimum=0)
-    tpu: str = _devices("", "Name or address of the TPU, for --strategy=tpu.")
     logical_cpus: int = _devices(1, "Logical devices to divide the CPU into, to try --strategy=mirrored without GPUs.", minimum=1)
-    jit_compile: bool = _devices(False, "Compile the training step with XLA: for one GPU or TPU; on a CPU it is slower.")
+    jit_compile: bool = _devices(False, "Compile the training step with XLA: for one GPU; on a CPU it is slower.")
     steps_per_call: int = _devices(0, "Steps that the device takes before Python is asked again; 0: as many as take 0.05 seconds, where one takes less than 0.01.", minimum=0)
     deterministic: bool = _devices(False, "The same seed gives the same weights, bit for bit, on the same machine, whether the run was interrupted or not; may be slower on a GPU.")
     # fmt: on
@@ -128,16 +120,9 @@ class Config:
             )
         if self.randaugment > MAX_MAGNITUDE:
             raise UsageError(f"--randaugment={self.randaugment}: must be at most {MAX_MAGNITUDE}.")
-        for name in ("dropout", "weight_average", "class_balance", "label_smoothing"):
+        for name in ("dropout", "weight_average", "label_smoothing"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"--{name}={getattr(self, name)}: must be less than 1.")
-        if self.layer_decay > 1:
-            raise UsageError(f"--layer_decay={self.layer_decay}: must be at most 1.")
-        if self.second_size and not self.model.startswith("efficientnet_lite"):
-            raise UsageError(
-                f"--second_size={self.second_size} is for efficientnet_lite0 to 2; leave it out "
-                f"with --model={self.model}."
-            )
         if self.freeze == BACKBONE and set(self.augmentations) - {"flip"}:
             raise UsageError(
                 f"--freeze={BACKBONE} computes each poster's features once, as it is and mirrored: "

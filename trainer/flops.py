@@ -49,8 +49,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 def _forward_flops(model: keras.Model) -> dict[keras.Layer, float]:
     """Returns the layers that have filters or matrices, from the input on: their operations.
 
-    They are those of an image, of all times together that the model calls the layer: one that
-    looks at posters in several sizes does it for each.
+    They are those of an image, of all times together that the model calls the layer.
     """
     total = collections.defaultdict(float)
     graph = model._functional if isinstance(model, keras.Sequential) else model

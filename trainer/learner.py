@@ -61,7 +61,7 @@ def create_learner(
         average = None
         if config.weight_average:
             average = registry.create_model(config, num_genres, precision)
-        optimizer = optimizer_lib.create_optimizer(config, precision, data.steps_per_epoch, model)
+        optimizer = optimizer_lib.create_optimizer(config, precision, data.steps_per_epoch)
         optimizer.build(model.trainable_variables)
     is_frozen = config.freeze == config_lib.BACKBONE
     return Learner(model, average, optimizer, "head" if is_frozen else "")

@@ -46,7 +46,7 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     """Trains a step at each rate, until the loss diverges; leaves nothing behind.
 
     The model, its first weights, the batches and their changes are those of a run with these
-    settings. The schedule, gradual unfreezing and the average of the weights are left out.
+    settings. The schedule and the average of the weights are left out.
 
     Args:
         config: the settings.
@@ -64,7 +64,6 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     config = dataclasses.replace(
         config,
         learning_rate_schedule="constant",
-        unfreeze_epochs=0.0,
         weight_average=0.0,
         validation_split="",
         test_split="",
@@ -75,7 +74,7 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     keras.utils.set_random_seed(config.seed + 1)  # As in a run.
     learner = learner_lib.create_learner(config, data, devices)
     learner_lib.initialize(learner, config, data.train.genres, config.init_from)
-    loss = losses_lib.make_loss(config, data.train.base_rates, data.train.num_examples)
+    loss = losses_lib.make_loss(config, data.train.base_rates)
     train_step = steps.make_train_step(
         learner.trained,
         learner.optimizer,

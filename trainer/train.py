@@ -87,7 +87,7 @@ def _train_phase(
     config, run, devices = phase.config, phase.run, phase.devices
     start_time = time.monotonic()
     run.check_continues(config, resume, override)
-    data = run_data.open_data(config, keep_in=run.path)
+    data = run_data.open_data(config)
     run.check_same_data(data.train.genres, data.train.num_examples)
     # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
     keras.utils.set_random_seed(config.seed + 1)
@@ -291,7 +291,7 @@ def _make_train_step(
         learner.trained,
         learner.optimizer,
         devices.strategy,
-        losses.make_loss(config, data.train.base_rates, data.train.num_examples),
+        losses.make_loss(config, data.train.base_rates),
         average,
         steps.Computation(
             config.jit_compile, config.accumulate_steps, timed=not config.deterministic

@@ -145,7 +145,6 @@ def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
 def with_stock_layers(model: keras.Sequential) -> keras.Sequential:
     """Returns a model of Keras's own layers in the place of ours, with fresh weights."""
     stock = {
-        layers.Conv2D: keras.layers.Conv2D,
         layers.FusedBatchNormalization: keras.layers.BatchNormalization,
         layers.Dropout: keras.layers.Dropout,
     }

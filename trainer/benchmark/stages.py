@@ -34,15 +34,11 @@ def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str,
         num_parallel_reads=threads,
     )
     decoded = examples.map(
-        lambda example: preprocessing.decode_for(
-            example["image"], config.image_size, config.resize
-        ),
+        lambda example: preprocessing.decode(example["image"]),
         num_parallel_calls=threads,
     )
     resized = examples.map(
-        lambda example: preprocessing.decode_and_resize(
-            example["image"], config.image_size, config.resize
-        ),
+        lambda example: preprocessing.decode_and_resize(example["image"], config.image_size),
         num_parallel_calls=threads,
     )
     counted = {
@@ -65,7 +61,7 @@ def training_stages(
     """Returns the training step on a resident batch and fed, and the warm pipeline alone."""
     num_genres = len(split.genres)
     model = registry.create_model(config, num_genres, precision)
-    optimizer = optimizer_lib.create_optimizer(config, precision, 1, model)
+    optimizer = optimizer_lib.create_optimizer(config, precision, 1)
     optimizer.build(model.trainable_variables)
     make_train_step = functools.partial(
         steps.make_train_step,

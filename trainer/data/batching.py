@@ -36,7 +36,12 @@ class Batching:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
+        """Batches of an epoch of training, which leaves the remainder of its examples out."""
+        return self.num_examples // self.batch_size
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches of an evaluation, whose last is filled up."""
         return math.ceil(self.num_examples / self.batch_size)
 
     @property
@@ -56,7 +61,6 @@ class Batching:
 def train_batches(
     in_order: Callable[[tf.Tensor], tf.data.Dataset],
     batching: Batching,
-    empty: dict[str, tf.Tensor],
     prepare: Callable[[tf.data.Dataset, tf.Tensor], tf.data.Dataset],
     share: "Share",
 ) -> tf.data.Dataset:
@@ -66,7 +70,6 @@ def train_batches(
         in_order: function of an epoch's number (int64 scalar) to its examples, in its order:
             those of all workers, or of the lanes that are the worker's.
         batching: their batches.
-        empty: a batch without examples.
         prepare: function of the worker's examples of an epoch and of its number to `image` and
             `genres`.
         share: what the worker takes.
@@ -74,13 +77,11 @@ def train_batches(
     start_epoch, start_batch = batching.start
 
     def one_epoch(epoch):
-        chosen = share.of(in_order(epoch))
         # Before they are decoded, pass over those that were trained on.
-        trained_on = tf.constant(start_batch * share.per_batch, tf.int64)
-        chosen = chosen.skip(tf.where(epoch == start_epoch, trained_on, 0))
-        batches = prepare(chosen, epoch).batch(share.per_replica)
-        num_ours = share.num_examples(batching.num_examples)
-        return share.fill_up(batches, num_ours, batching.steps_per_epoch, empty)
+        num_passed = tf.where(epoch == start_epoch, tf.constant(start_batch, tf.int64), 0)
+        chosen = share.of(in_order(epoch)).skip(num_passed * share.per_batch)
+        batches = prepare(chosen, epoch).batch(share.per_replica, drop_remainder=True)
+        return share.whole(batches, batching.steps_per_epoch - num_passed)
 
     return endless(tf.data.Dataset.counter(start_epoch).flat_map(one_epoch))
 
@@ -88,7 +89,6 @@ def train_batches(
 def eval_batches(
     examples: tf.data.Dataset,
     batching: Batching,
-    empty: dict[str, tf.Tensor],
     prepare: Callable[[tf.data.Dataset], tf.data.Dataset],
     context: tf.distribute.InputContext = WHOLE,
 ) -> tf.data.Dataset:
@@ -99,7 +99,6 @@ def eval_batches(
     Args:
         examples: of a split, in a fixed order.
         batching: how many they are, and the batch size.
-        empty: a batch without examples.
         prepare: function of examples to `image` and `genres`.
         context: which worker this is, of how many, and the number of replicas.
     """
@@ -111,10 +110,10 @@ def eval_batches(
             "weight": 1.0,
         }
     )
-    blank = {name: tf.zeros(value.shape[1:], value.dtype) for name, value in empty.items()}
+    blank = {name: tf.zeros(s.shape, s.dtype) for name, s in weighted.element_spec.items()}
     num_ours = share.num_examples(batching.num_examples)
-    missing = batching.steps_per_epoch * share.per_batch - num_ours
-    filling = tf.data.Dataset.from_tensors({**blank, "weight": 0.0}).repeat(missing)
+    missing = batching.steps_per_pass * share.per_batch - num_ours
+    filling = tf.data.Dataset.from_tensors(blank).repeat(missing)
     batches = weighted.concatenate(filling).batch(share.per_replica, drop_remainder=True)
     return finish(batches.repeat())
 
@@ -144,7 +143,6 @@ class Share:
         if self.has_lanes:
             num_ours = len(lanes) // workers
             self.lanes = slice(ours * num_ours, (ours + 1) * num_ours)
-        self._num_in_lanes = sum(lanes[self.lanes])
         self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
         self.per_replica = batch_size // context.num_replicas_in_sync
         self.per_batch = self.per_replica * self.num_replicas
@@ -163,34 +161,18 @@ class Share:
         return examples.enumerate().filter(is_ours).map(lambda position, example: example)
 
     def num_examples(self, size: int) -> int:
-        """Returns how many of `size` examples are this worker's."""
-        if self.has_lanes:
-            return self._num_in_lanes
+        """Returns how many of `size` ordered examples are this worker's."""
         batches, rest = divmod(size, self._batch_size)
         return batches * self.per_batch + min(max(rest - self._first, 0), self.per_batch)
 
-    def fill_up(
-        self, batches: tf.data.Dataset, num_ours: int, num_steps: int, empty: dict[str, tf.Tensor]
-    ) -> tf.data.Dataset:
-        """Adds an empty batch for each replica that has nothing left in an epoch's last step.
+    def whole(self, batches: tf.data.Dataset, num_steps: tf.Tensor) -> tf.data.Dataset:
+        """Returns the batches of so many steps (int64 scalar), without those of the remainder.
 
-        Args:
-            batches: of an epoch, one replica's after the other.
-            num_ours: examples in them.
-            num_steps: steps of the epoch.
-            empty: a batch without examples.
+        These are read and dropped: what is kept of examples is complete only at their end.
         """
-        missing = num_steps * self.num_replicas - math.ceil(num_ours / self.per_replica)
-        if not missing:
-            return batches
-        return batches.concatenate(tf.data.Dataset.from_tensors(empty).repeat(missing))
-
-
-def empty_batch(
-    shape: Sequence[int], num_genres: int, dtype: tf.DType = tf.uint8
-) -> dict[str, tf.Tensor]:
-    """Returns a batch without examples, of images or features of a shape."""
-    return {"image": tf.zeros([0, *shape], dtype), "genres": tf.zeros([0, num_genres])}
+        count = num_steps * self.num_replicas
+        chosen = batches.enumerate().filter(lambda number, batch: number < count)
+        return chosen.map(lambda number, batch: batch)
 
 
 def shuffled(examples: tf.data.Dataset, buffer: int, seed: tf.Tensor) -> tf.data.Dataset:

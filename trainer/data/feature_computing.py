@@ -60,7 +60,7 @@ def compute(
             speed = inference.go_through(
                 steps.make_eval_step(features_lib.variants(backbone, mirrored[name]), strategy),
                 iter(strategy.distribute_datasets_from_function(posters)),
-                spec.batching.steps_per_epoch,
+                spec.batching.steps_per_pass,
                 f"features of {name}",
                 collector.take,
                 should_stop,

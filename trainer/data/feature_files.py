@@ -50,8 +50,6 @@ def describe(
         "weights": digest.hexdigest(),
         "precision": sorted({layer.compute_dtype for layer in backbone.layers}),
         "image_size": config.image_size,
-        "second_size": config.second_size,
-        "resize": config.resize,
         "mirrored": mirrored,
         "batch_size": config.batch_size,  # Its kernels may round otherwise.
         "tensorflow": tf.__version__,

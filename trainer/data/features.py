@@ -87,7 +87,6 @@ def train_batches(
     return batching_lib.train_batches(
         functools.partial(batching.shuffled, tf.data.Dataset.range(size)),
         batching,
-        _empty_batch(features),
         prepare,
         batching_lib.Share(batching.batch_size, context),
     )
@@ -114,7 +113,7 @@ def eval_batches(
         return _look_up(features, rows.map(lambda row: (row, tf.zeros([], tf.int64))))
 
     rows = tf.data.Dataset.range(len(features.labels))
-    return batching_lib.eval_batches(rows, batching, _empty_batch(features), prepare, context)
+    return batching_lib.eval_batches(rows, batching, prepare, context)
 
 
 def _look_up(features: Features, places: tf.data.Dataset) -> tf.data.Dataset:
@@ -130,7 +129,3 @@ def _look_up(features: Features, places: tf.data.Dataset) -> tf.data.Dataset:
         return {"image": values, "genres": labels}
 
     return places.batch(_ROWS_READ).map(look_up).unbatch()
-
-
-def _empty_batch(features: Features) -> dict[str, tf.Tensor]:
-    return batching_lib.empty_batch(features.values.shape[2:], features.labels.shape[1], tf.float32)

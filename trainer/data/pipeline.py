@@ -11,7 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from trainer import config as config_lib, runtime
+from trainer import runtime
 from trainer.data import (
     augmentation,
     batching as batching_lib,
@@ -33,7 +33,6 @@ class PipelineSpec:
         split: the split to read.
         image_size: side S of the posters, in pixels.
         batch_size: global batch size, which the number of replicas must divide.
-        resize: how posters are resized to it, of `config.RESIZES`.
         seed: together with the epoch's number, gives the order and the changes.
         shuffle_buffer: examples to draw from.
         start_step: batches that an interrupted run has trained on.
@@ -49,7 +48,6 @@ class PipelineSpec:
     split: splits.Split
     image_size: int
     batch_size: int
-    resize: str = config_lib.BILINEAR
     seed: int = 0
     shuffle_buffer: int = 1
     start_step: int = 0
@@ -87,21 +85,10 @@ class PipelineSpec:
         }
         return {name: shape for name, (shape, is_chosen) in chosen.items() if is_chosen}
 
-    @property
-    def empty_batch(self) -> dict[str, tf.Tensor]:
-        """A batch without posters."""
-        empty = batching_lib.empty_batch(
-            [self.image_size, self.image_size, 3], len(self.split.genres)
-        )
-        drawn = {name: tf.zeros([0, *shape]) for name, shape in self.drawn_for_step.items()}
-        return {**empty, **drawn}
-
     def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns an example's pixels and labels, and the key from which its changes are drawn."""
         loaded = {
-            "image": preprocessing.decode_and_resize(
-                example["image"], self.image_size, self.resize
-            ),
+            "image": preprocessing.decode_and_resize(example["image"], self.image_size),
             "genres": splits.multi_hot(example["genres"], len(self.split.genres)),
         }
         if self.is_changed:
@@ -148,11 +135,11 @@ class PipelineSpec:
 def train_batches(
     spec: PipelineSpec, context: tf.distribute.InputContext = batching_lib.WHOLE
 ) -> tf.data.Dataset:
-    """Returns endless shuffled batches: epoch after epoch, each example once in each.
+    """Returns endless shuffled batches: epoch after epoch, each example at most once in each.
 
     The replicas of all workers together see the global batches that one device would,
-    each a slice of every batch. The last batch of an epoch may be smaller, and a
-    replica's part of it empty.
+    each a slice of every batch. What does not fill a batch at the end of an epoch is left out; in
+    another epoch, of another order, these are others.
 
     Args:
         spec: of the pipeline.
@@ -180,7 +167,7 @@ def train_batches(
         return spec.changed(loaded, epoch)
 
     in_order = order.in_order(ours, spec.batching, keep if spec.cache != "none" else None)
-    return batching_lib.train_batches(in_order, spec.batching, spec.empty_batch, prepare, share)
+    return batching_lib.train_batches(in_order, spec.batching, prepare, share)
 
 
 def service_batches(
@@ -191,8 +178,8 @@ def service_batches(
     """Returns what `train_batches` does, but read, decoded and changed by a tf.data service.
 
     Each training worker has an equal range of the split, whose shards, in an order of the epoch's
-    own, the workers of the service divide among them. Each example comes once an epoch, in the
-    order in which they are ready: what is left of an epoch that was interrupted is made up of
+    own, the workers of the service divide among them. Each example comes at most once an epoch, in
+    the order in which they are ready: what is left of an epoch that was interrupted is made up of
     other examples.
 
     Args:
@@ -208,7 +195,6 @@ def service_batches(
     share = batching_lib.Share(spec.batch_size, context)
     start_epoch, start_batch = batching.start
     ours = spec.split.shares(context.num_input_pipelines)[context.input_pipeline_id]
-    num_batches = math.ceil(ours.num_examples / share.per_replica)
     in_order = order.divisible(ours, batching)
 
     def one_epoch(epoch):
@@ -216,9 +202,10 @@ def service_batches(
         batches = spec.changed(loaded, epoch).batch(share.per_replica)
         batches = batches.apply(_Service.distribute(_Service.ShardingPolicy.DYNAMIC, service))
         # Each worker of the service ends with a smaller batch.
-        batches = batches.rebatch(share.per_replica)
+        batches = batches.rebatch(share.per_replica, drop_remainder=True)
+        num_batches = ours.num_examples // share.per_replica
         batches = batches.apply(tf.data.experimental.assert_cardinality(num_batches))
-        return share.fill_up(batches, ours.num_examples, batching.steps_per_epoch, spec.empty_batch)
+        return share.whole(batches, tf.constant(batching.steps_per_epoch, tf.int64))
 
     batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
     return batching_lib.endless(batches.skip(start_batch * share.num_replicas))
@@ -229,7 +216,7 @@ def eval_batches(
 ) -> tf.data.Dataset:
     """Returns endless passes over a split, in a fixed order, in batches of one size.
 
-    A pass is `spec.batching.steps_per_epoch` global batches. The last is filled up with
+    A pass is `spec.batching.steps_per_pass` global batches. The last is filled up with
     black posters of weight 0, so that every example counts exactly once.
 
     Args:
@@ -245,9 +232,7 @@ def eval_batches(
         chosen = chosen if spec.cache == "none" else chosen.cache()
         return batching_lib.map_parallel(chosen, spec.load)
 
-    return batching_lib.eval_batches(
-        spec.split.read(), spec.batching, spec.empty_batch, prepare, context
-    )
+    return batching_lib.eval_batches(spec.split.read(), spec.batching, prepare, context)
 
 
 def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,17 +41,23 @@ class Inputs(NamedTuple):
     evaluated: dict[str, _Batches]
 
 
-def open_data(config: config_lib.Config, keep_in: str | os.PathLike = "") -> RunData:
-    """Opens the splits that the settings name, and counts the train split's genres if need be.
-
-    Args:
-        config: the settings.
-        keep_in: of `splits.Split`.
+def open_data(config: config_lib.Config) -> RunData:
+    """Opens the splits that the settings name.
 
     Raises:
-        config.UsageError: there is no such dataset or split, or it is damaged.
+        config.UsageError: there is no such dataset or split, it is damaged, or the train split has
+            fewer posters than a batch.
     """
-    train = splits.open_split(config.dataset, config.data_dir, config.train_split, keep_in)
+    train = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    steps_per_epoch = train.num_examples // config.examples_per_step
+    if not steps_per_epoch:
+        largest = max(train.num_examples // config.accumulate_steps, 1)
+        in_parts = f" with --accumulate_steps={config.accumulate_steps}"
+        raise config_lib.UsageError(
+            f"--batch_size={config.batch_size}{in_parts if config.accumulate_steps > 1 else ''}: "
+            f"{train.name} has {train.num_examples} posters, fewer than the "
+            f"{config.examples_per_step} of a step. Give --batch_size={largest} or less."
+        )
     validation = choose_validation(config, train)
     if config.patience and not validation:
         raise config_lib.UsageError(
@@ -66,13 +72,12 @@ def open_data(config: config_lib.Config, keep_in: str | os.PathLike = "") -> Run
         cache = caching.Cache("none", f"{config.data_service} reads the train split")
     else:
         cache = caching.choose_cache(config.cache, train, config.image_size)
-    _ = train.genre_counts  # Counted, if need be, before the run begins.
     return RunData(
         train,
-        [splits.Split(train.builder, name, keep_in) for name in evaluated],
+        [splits.Split(train.builder, name) for name in evaluated],
         validation,
         cache,
-        make_train_spec(config, train).batching.steps_per_epoch,
+        steps_per_epoch,
     )
 
 
@@ -93,7 +98,7 @@ def make_spec(
         split: the split to read.
         **changes: attributes of `PipelineSpec`, in the place of its defaults.
     """
-    settings = {"batch_size": config.batch_size, "resize": config.resize, **changes}
+    settings = {"batch_size": config.batch_size, **changes}
     return pipeline.PipelineSpec(split, config.image_size, **settings)
 
 

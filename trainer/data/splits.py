@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 import re
 from typing import NamedTuple
@@ -12,13 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from etils import epath
 
 import poster_tfds  # noqa: F401  (registers the dataset)
 from poster_tfds import directory_lock, faults, object_stores
 from poster_tfds.built import counts as counts_lib, record_files
 from trainer import config as config_lib, runtime
-from trainer.data import genre_counts as genre_counts_lib
 
 READ_BUFFER = 1 << 20  # Bytes, of a shard that is read; TensorFlow Datasets' own is 8 MB.
 _ERRORS_OF_DATA = (
@@ -65,19 +62,13 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def open_split(dataset: str, data_dir: str, name: str, keep_in: str | os.PathLike = "") -> "Split":
-    """Opens a split of a built dataset.
-
-    Args:
-        dataset: its name.
-        data_dir: where it is built.
-        name: of the split, as TFDS writes it.
-        keep_in: of `Split`.
+def open_split(dataset: str, data_dir: str, name: str) -> "Split":
+    """Opens a split, as TFDS writes its name, of a built dataset.
 
     Raises:
         config.UsageError: there is no such dataset or split.
     """
-    return Split(open_dataset(dataset, data_dir), name, keep_in)
+    return Split(open_dataset(dataset, data_dir), name)
 
 
 class Piece(NamedTuple):
@@ -95,12 +86,10 @@ class Split:
     Attributes:
         builder: the dataset.
         name: of the split, as TFDS writes it.
-        keep_in: a folder for what is counted, where the dataset's cannot be written; empty: none.
     """
 
     builder: tfds.core.DatasetBuilder
     name: str
-    keep_in: str | os.PathLike = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         """Looks for the split.
@@ -142,33 +131,25 @@ class Split:
     def genre_counts(self) -> np.ndarray:
         """Posters of each genre, int [G].
 
-        The build has counted those of a split. The records of a part of one are read once.
+        The build has counted those of a split. Of a part of one the records are read.
 
         Raises:
             config.UsageError: a shard is damaged.
         """
         if built := counts_lib.read(self.builder, self.name):
             return np.diag(built["together"])
-        file_name = genre_counts_lib.file_name(self.builder, self.name)
-        folders = [self.builder.data_path, *([self.keep_in] if self.keep_in else [])]
-        return genre_counts_lib.read_or_count(
-            [epath.Path(folder) / file_name for folder in folders],
-            len(self.genres),
-            self._count_genres,
-        )
+        counts = np.zeros(len(self.genres), int)
+        with self.damage_named():
+            return (
+                self._read_labels()
+                .reduce(counts, lambda total, genres: total + tf.cast(genres, tf.int64))
+                .numpy()
+            )
 
     @property
     def base_rates(self) -> np.ndarray:
         """Each genre's share of the posters, float64 [G]: what the constant predictor answers."""
         return self.genre_counts / self.num_examples
-
-    def _count_genres(self) -> np.ndarray:
-        counts = np.zeros(len(self.genres), int)
-        with self.damage_named():
-            counts = self._read_labels().reduce(
-                counts, lambda total, genres: total + tf.cast(genres, tf.int64)
-            )
-        return counts.numpy()
 
     def read_labels(self) -> np.ndarray:
         """Returns the genres of all posters, float32 [N, G], multi-hot; no poster is decoded.
@@ -191,48 +172,16 @@ class Split:
         """Returns so many parts of it, of equal size to one example."""
         return [Split(self.builder, part) for part in tfds.even_splits(self.name, count)]
 
-    def folds(self, count: int) -> list[tuple[str, str]]:
-        """Returns the names of so many parts of it, each of equal size to one example.
-
-        Returns:
-            For each part the name of all the rest, and the part's own.
-
-        Raises:
-            config.UsageError: it has fewer examples.
-        """
-        if self.num_examples < count:
-            raise config_lib.UsageError(f"{self} has {self.num_examples} posters, not {count}.")
-        ends = [self.num_examples * fold // count for fold in range(count + 1)]
-        return [
-            (
-                "+".join([*self._cut(0, start), *self._cut(end, ends[-1])]),
-                "+".join(self._cut(start, end)),
-            )
-            for start, end in itertools.pairwise(ends)
-        ]
-
-    def _cut(self, start: int, end: int) -> list[str]:
-        """Returns the names of what is from one of its examples to before another."""
-        infos, names, first = self.builder.info.splits, [], 0
-        for part in tfds.core.ReadInstruction.from_spec(self.name).to_absolute(infos):
-            size = infos[part.splitname].num_examples
-            lowest, highest, _ = slice(part.from_, part.to).indices(size)
-            inner_start, inner_end = (
-                max(lowest, lowest + start - first),
-                min(highest, lowest + end - first),
-            )
-            if inner_start < inner_end:
-                names.append(f"{part.splitname}[{inner_start}:{inner_end}]")
-            first += highest - lowest
-        return names
-
     def pieces(self, start: int, end: int) -> list[Piece]:
         """Returns where its examples are, from one to before another."""
-        return [
-            Piece(os.fspath(part.filename), part.skip, part.take)
-            for name in self._cut(start, end)
-            for part in self.builder.info.splits[name].file_instructions
-        ]
+        found, first = [], 0
+        for part in self.builder.info.splits[self.name].file_instructions:
+            skipped = max(start - first, 0)
+            taken = min(end - first, part.take) - skipped
+            if taken > 0:
+                found.append(Piece(os.fspath(part.filename), part.skip + skipped, taken))
+            first += part.take
+        return found
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the example that a record of a shard is, as `read` does."""

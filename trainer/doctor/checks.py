@@ -68,7 +68,7 @@ def begin_training(
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = registry.create_model(config, _GENRES, precision)
-        optimizer = optimizer_lib.create_optimizer(config, precision, 1, model)
+        optimizer = optimizer_lib.create_optimizer(config, precision, 1)
         optimizer.build(model.trainable_variables)
     _let_posters_through(model)
     batch = _make_batch(config)

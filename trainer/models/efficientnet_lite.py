@@ -5,7 +5,6 @@ https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -58,72 +57,57 @@ _STAGES = (
 
 def efficientnet_lite(config: config_lib.Config, num_genres: int, precision: str) -> keras.Model:
     """The network of `SCALES` that `config.model` names, with a head for genres."""
-    sizes = [config.image_size, *([config.second_size] if config.second_size else [])]
     synchronized = config.batch_norm == "global"
-    backbone = create_backbone(config.model, sizes, precision, synchronized)
+    backbone = create_backbone(config.model, config.image_size, precision, synchronized)
     return ends.with_head(backbone, config, num_genres, precision)
 
 
 def create_backbone(
-    name: str, sizes: Sequence[int], precision: str, synchronized: bool = True
+    name: str, image_size: int, precision: str, synchronized: bool = True
 ) -> keras.Model:
     """Returns a network without its classifier, with fresh weights.
 
-    It may look at each poster in several sizes, with the same weights: then the features are those
-    of one size after the other.
-
     Args:
         name: of the network, one of `SCALES`.
-        sizes: sides that it looks at, in pixels, that of the input, S, first.
+        image_size: side S of the input, in pixels.
         precision: Keras dtype policy.
         synchronized: whether several replicas share the batch's statistics.
 
     Returns:
-        Model of uint8 [N, S, S, 3] to features [N, 1280] for each size; 3,413,024 parameters
-        (Lite0), 4,189,344 (Lite1) or 4,869,168 (Lite2).
+        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters (Lite0), 4,189,344
+        (Lite1) or 4,869,168 (Lite2).
     """
-    first, *others = sizes
-    pixels = keras.Input((first, first, 3), dtype="uint8", name="pixels")
-    # Keras's `Resizing` has all layers after it train, if the model is not told whether to.
-    levels = keras.ops.cast(pixels, "float32")
-    resized = [keras.ops.image.resize(levels, (side, side)) for side in others]
-    normalize = keras.layers.Normalization(
-        mean=_MEAN, variance=[s**2 for s in _STANDARD_DEVIATION], dtype=precision
-    )
-    made: dict[str, keras.layers.Layer] = {}  # All sizes go through the same.
 
     def convolve(x, name, filters, kernel_size=1, strides=1, activation="relu6"):
-        if name not in made:
-            made[name] = layers.ConvBatchNorm(
-                filters,
-                kernel_size,
-                strides,
-                activation,
-                synchronized=synchronized,
-                name=name,
-                dtype=precision,
-            )
-        return made[name](x)
+        return layers.ConvBatchNorm(
+            filters,
+            kernel_size,
+            strides,
+            activation,
+            synchronized=synchronized,
+            name=name,
+            dtype=precision,
+        )(x)
 
-    def compute_features(x):
-        x = convolve(normalize(x), "stem", _STEM_FILTERS, 3, 2)
-        number = 0
-        for stage in _scaled_stages(SCALES[name]):
-            for repeat in range(stage.repeats):
-                strides = 1 if repeat else stage.strides
-                shortcut, block = x, f"block{number}"
-                if stage.expansion != 1:
-                    x = convolve(x, f"{block}_expand", x.shape[-1] * stage.expansion)
-                x = convolve(x, f"{block}_depthwise", None, stage.kernel_size, strides)
-                x = convolve(x, f"{block}_project", stage.filters, activation=None)
-                if repeat:
-                    x = keras.layers.Add(dtype=precision)([x, shortcut])
-                number += 1
-        x = convolve(x, "top", NUM_FEATURES)
-        return keras.layers.GlobalAveragePooling2D(dtype=precision)(x)
-
-    features = [compute_features(x) for x in (pixels, *resized)]
-    features = keras.layers.Concatenate(dtype=precision)(features) if others else features[0]
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+    x = keras.layers.Normalization(
+        mean=_MEAN, variance=[s**2 for s in _STANDARD_DEVIATION], dtype=precision
+    )(pixels)
+    x = convolve(x, "stem", _STEM_FILTERS, 3, 2)
+    number = 0
+    for stage in _scaled_stages(SCALES[name]):
+        for repeat in range(stage.repeats):
+            strides = 1 if repeat else stage.strides
+            shortcut, block = x, f"block{number}"
+            if stage.expansion != 1:
+                x = convolve(x, f"{block}_expand", x.shape[-1] * stage.expansion)
+            x = convolve(x, f"{block}_depthwise", None, stage.kernel_size, strides)
+            x = convolve(x, f"{block}_project", stage.filters, activation=None)
+            if repeat:
+                x = keras.layers.Add(dtype=precision)([x, shortcut])
+            number += 1
+    x = convolve(x, "top", NUM_FEATURES)
+    features = keras.layers.GlobalAveragePooling2D(dtype=precision)(x)
     return keras.Model(pixels, features, name=config_lib.BACKBONE)
 
 

@@ -20,20 +20,18 @@ def binary_crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def make_loss(
-    config: config_lib.Config, base_rates: np.ndarray, num_train: int
+    config: config_lib.Config, base_rates: np.ndarray
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns the loss that the settings ask for.
 
     Args:
-        config: its `loss`, `class_balance` and `label_smoothing` count.
+        config: its `loss` and `label_smoothing` count.
         base_rates: [G], each genre's share of the train split.
-        num_train: posters in the train split.
 
     Returns:
         Function of labels and logits, float32 [B, G], to losses [B]: the mean over the
         genres, in nats.
     """
-    weights = tf.constant(class_weights(base_rates * num_train, config.class_balance), tf.float32)
     prior = tf.constant(base_rates, tf.float32)
 
     def loss(labels, logits):
@@ -43,8 +41,6 @@ def make_loss(
             losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
         else:
             losses = asymmetric_loss(labels, logits, *_FOCUS[config.loss])
-        if config.class_balance:
-            losses *= weights
         return tf.reduce_mean(losses, axis=-1)
 
     return loss
@@ -80,20 +76,3 @@ def asymmetric_loss(
     if positive_power:  # The gradient of 0 ** 0 is not finite.
         present *= (1 - p) ** positive_power
     return -(labels * present + (1 - labels) * q**negative_power * log_absent)
-
-
-def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:
-    """Returns the class-balanced weights, https://arxiv.org/abs/1901.05555, equation 2.
-
-    A genre of n posters has an effective number of (1 - beta^n) / (1 - beta), and is weighed by
-    its inverse. A genre without posters weighs as one with a single poster.
-
-    Args:
-        counts: [G], posters of each genre.
-        beta: 0 (all alike) to below 1 (the inverse of the count).
-
-    Returns:
-        float64 [G], with a mean of 1.
-    """
-    inverse = (1 - beta) / (1 - beta ** np.maximum(counts, 1.0))
-    return inverse / inverse.mean()

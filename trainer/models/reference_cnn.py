@@ -22,7 +22,7 @@ def reference_cnn(config: config_lib.Config, num_genres: int, precision: str) ->
     stack.append(keras.layers.Rescaling(ends.RESCALE, dtype=precision))
     for filters, dropout in ((16, 0.3), (32, 0.3), (64, 0.4), (128, 0.5)):
         stack += [
-            layers.Conv2D(filters, 3, activation="relu", dtype=precision),
+            keras.layers.Conv2D(filters, 3, activation="relu", dtype=precision),
             layers.FusedBatchNormalization(synchronized=synchronized, dtype=precision),
             keras.layers.MaxPooling2D(2, dtype=precision),
             layers.Dropout(dropout, dtype=precision),

@@ -97,9 +97,7 @@ def evaluate_run(
     run = directory.RunDirectory(run_dir)
     config, facts = run.read_config()
     split = split or config.test_split or facts["validation_split"] or config.train_split
-    train = splits.open_split(
-        config.dataset, data_dir or config.data_dir, config.train_split, keep_in=run.path
-    )
+    train = splits.open_split(config.dataset, data_dir or config.data_dir, config.train_split)
     evaluated = splits.Split(train.builder, split)
     run.check_same_data(train.genres, train.num_examples)
     model, facts = checkpoints.restore_model(run_dir)
@@ -165,7 +163,7 @@ def answer(
         predicted = inference.predict(
             eval_step,
             iter(pipeline.eval_batches(spec)),
-            spec.batching.steps_per_epoch,
+            spec.batching.steps_per_pass,
             title,
             should_stop,
         )

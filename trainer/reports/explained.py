@@ -22,7 +22,7 @@ def explain(evaluated: evaluated_lib.Evaluated) -> list[dict[str, Any]]:
         for answer in analysis.surest(evaluated.labels, evaluated.logits, is_right, _NUM_ANSWERS)
     ]
     jpegs = evaluated.read_posters(poster for poster, _ in chosen)
-    size, method = evaluated.config.image_size, evaluated.config.resize
+    size = evaluated.config.image_size
     # Called as it is, the model would take nearly twice as long.
     answer = tf.function(
         functools.partial(evaluated.model, training=False),
@@ -30,7 +30,7 @@ def explain(evaluated: evaluated_lib.Evaluated) -> list[dict[str, Any]]:
     )
     explained = []
     for poster, genre in chosen:
-        pixels = preprocessing.decode_and_resize(jpegs[poster], size, method)
+        pixels = preprocessing.decode_and_resize(jpegs[poster], size)
         evidence = evidence_lib.occlude(answer, pixels.numpy())
         score, hidden = evidence.describe(genre)
         explained.append(

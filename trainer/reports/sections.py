@@ -69,7 +69,7 @@ def describe_facts(report: Report) -> dict[str, str]:
     config, facts = evaluated.config, evaluated.facts
     preset, changes = presets.nearest(config)
     command = ["python", "-m", "trainer", f"--preset={preset}", *changes, "--run_dir=RUN"]
-    epoch = evaluated.step / -(-facts["num_train"] // config.examples_per_step)
+    epoch = evaluated.step / (facts["num_train"] // config.examples_per_step)
     why = "the newest"
     if evaluated.step == evaluated.run.best_step():
         why = f"the best by macro AP on {facts['validation_split']}"

@@ -25,7 +25,6 @@ _FINE_TUNING: Space = {
     "learning_rate": {"low": 2e-5, "high": 1e-3, "log": True},
     "weight_decay": {"low": 0.005, "high": 0.5, "log": True},
     "weight_average": [0.0, 0.99, 0.998],
-    "layer_decay": [1.0, 0.9, 0.8],
 }
 _SCRATCH: Space = {
     "dropout": {"low": 0.0, "high": 0.5},
