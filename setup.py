@@ -27,7 +27,7 @@ setuptools.setup(
         "apache-beam>=2.77,<3",
         "importlib-resources>=6,<8",
         "mlcroissant>=1.1,<2",
-        "filelock>=3.16,<4",
+        "filelock>=3.30,<4",
         "iterative-stratification>=0.1.9,<0.2",
         "jinja2>=3.1,<4",
         "keras>=3.15,<4",

@@ -22,7 +22,6 @@ _OUTPUT_DIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    """Looks at the dataset that the flags name."""
     if len(argv) > 1:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     logging.set_verbosity(logging.ERROR)

@@ -10,21 +10,13 @@ import sys
 
 from tensorflow_datasets.scripts.cli import main as tfds_cli
 
-from poster_tfds import directory_lock, faults, settings
+from poster_tfds import user_errors
 
 
 def main() -> None:
-    """Hands the command line over to TFDS."""
-    package = pathlib.Path(__file__).resolve().parent
-    sys.argv[1:] = ["build", str(package), *sys.argv[1:]]
-    try:
-        for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=False):
-            name, _, value = argument.partition("=")
-            if name == "--config" and (value or following).startswith("{"):
-                settings.parse(value or following)
-        tfds_cli.launch_cli()
-    except (faults.UserError, directory_lock.HeldError) as error:
-        sys.exit(str(error))
+    user_errors.install()
+    sys.argv[1:] = ["build", str(pathlib.Path(__file__).resolve().parent), *sys.argv[1:]]
+    tfds_cli.launch_cli()
 
 
 if __name__ == "__main__":

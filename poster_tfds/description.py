@@ -34,7 +34,6 @@ def describe(source: source_lib.PosterSource) -> dict:
 
 
 def in_words(facts: dict) -> list[str]:
-    """Returns what `describe` found as lines for people."""
     form = facts["form"]
     if facts["separator"]:
         separators = text_files.SEPARATORS

@@ -11,7 +11,6 @@ class FirstSeen:
     """
 
     def __init__(self):
-        """Begins without keys."""
         self._database = sqlite3.connect("")
         self._database.execute("CREATE TABLE seen (key PRIMARY KEY, value) WITHOUT ROWID")
 

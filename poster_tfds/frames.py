@@ -24,14 +24,7 @@ def build(
 
     The rows are understood as those of the CSV that the frame would be written as: labels may be
     of any dtype, cells may be lists of genres, and an index with a name is a column too. Where
-    messages name lines, the frame's first row is line 2.
-
-    Args:
-        frame: a row for each poster, or for each genre of a poster.
-        images: the images' folder.
-        data_dir: where to build; what is built there already from the same is left as it is.
-        name: of the dataset.
-        **settings: of a `PosterConfig`.
+    messages name lines, the frame's first row is line 2. `settings` are those of a `PosterConfig`.
 
     Raises:
         faults.UserError: a setting, the frame or an image cannot be used; the message says why.

@@ -34,12 +34,10 @@ class ImageFile(NamedTuple):
 
 
 def poster_path(images_dir: epath.PathLike, row) -> epath.Path:
-    """Returns where the image of an `Annotation` is."""
     return epath.Path(images_dir) / f"{row.poster_id}{row.extension}"
 
 
 def is_image_name(name: str) -> bool:
-    """Returns whether a file is an image by its name."""
     # A name that is not UTF-8 cannot be written in any annotation.
     return (
         name.lower().endswith(EXTENSIONS)
@@ -61,7 +59,6 @@ def digest(directory: epath.Path) -> dict[str, int | str]:
 
 
 def has_images(directory: epath.Path) -> bool:
-    """Returns whether there is an image in a folder or its subfolders."""
     return next(_walk(directory), None) is not None
 
 
@@ -77,7 +74,6 @@ class ImageFiles:
     """
 
     def __init__(self, directory: epath.Path):
-        """Lists the folder."""
         self.directory = directory
         self._database = sqlite3.connect("")
         # Without regard to case, for telling what is there instead; `find` compares exactly.

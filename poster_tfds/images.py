@@ -65,13 +65,7 @@ def as_stored(image: bytes, max_side: int = 0, keep_damaged: bool = False) -> Po
     What is converted becomes RGB as sRGB has it, by the image's colour profile if there is one,
     upright, transparent parts on white, with a quality of 95 and without metadata. Of several
     pictures the first counts. Sizes are read from the header first, so that a few KB cannot ask
-    for gigabytes.
-
-    Args:
-        image: a file's content.
-        max_side: in pixels; a larger image is reduced so that its longer side has as many. 0: none
-            is.
-        keep_damaged: take a JPEG of which libjpeg says that data are missing or wrong inside.
+    for gigabytes. The longer side is reduced to `max_side` pixels, unless that is 0.
 
     Raises:
         ImageError: it is no image, too large, cut off or damaged.

@@ -17,10 +17,6 @@ _SHOWN = 20  # Faults.
 def inspect_folder(directory: epath.PathLike, given: dict) -> dict:
     """Returns what is in a folder of posters, in values that JSON can hold.
 
-    Args:
-        directory: of the posters.
-        given: settings of a `PosterConfig`.
-
     Raises:
         faults.UserError: the annotations cannot be understood, or a setting cannot be used.
     """

@@ -16,7 +16,6 @@ _JSON = flags.DEFINE_bool("json", False, "Print what was found as JSON.")
 
 
 def main(argv: list[str]) -> None:
-    """Looks at the folder that the command line names."""
     if len(argv) != 2:
         sys.exit("Give one folder: python -m poster_tfds.look FOLDER")
     logging.set_verbosity(logging.ERROR)

@@ -12,12 +12,7 @@ _ROOT = pathlib.Path("/")
 
 
 def num_cores(root: pathlib.Path = _ROOT, num_allowed: int | None = None) -> int:
-    """Returns the cores that this process may use, at least 1.
-
-    Args:
-        root: of the file system.
-        num_allowed: cores that it may run on; by default what the system says.
-    """
+    """Returns the cores that this process may use, at least 1."""
     cores = num_allowed or len(os.sched_getaffinity(0))
     for cgroup in _cgroups("cpu", root):
         # Microseconds of all cores together in a period; none if it is `max` or -1.
@@ -31,11 +26,7 @@ def num_cores(root: pathlib.Path = _ROOT, num_allowed: int | None = None) -> int
 
 
 def available_memory(root: pathlib.Path = _ROOT) -> int:
-    """Returns the bytes that this process may still take.
-
-    Args:
-        root: of the file system.
-    """
+    """Returns the bytes that this process may still take."""
     available = _read_field(root / "proc/meminfo", "MemAvailable:") * 1024
     for cgroup in _cgroups("memory", root):
         limit = _read_ints(cgroup / "memory.max") or _read_ints(cgroup / "memory.limit_in_bytes")

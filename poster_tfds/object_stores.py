@@ -8,20 +8,11 @@ from poster_tfds import faults
 
 
 def is_on_one(path: os.PathLike | str) -> bool:
-    """Returns whether a path is not of a file system."""
     return "://" in os.fspath(path)
 
 
 def check_readable(path: os.PathLike | str, flag: str) -> None:
-    """Does nothing if a path is of a file system, or of an object store that is read.
-
-    Args:
-        path: what was given.
-        flag: with which, for the message.
-
-    Raises:
-        faults.UserError: TensorFlow does not read this object store.
-    """
+    """Raises a `faults.UserError` if TensorFlow does not read the object store of a path."""
     scheme = os.fspath(path).partition("://")[0]
     if is_on_one(path) and scheme not in tf.io.gfile.get_registered_schemes():
         raise faults.UserError(

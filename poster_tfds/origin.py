@@ -10,12 +10,7 @@ _PLACES = ("csv", "images")
 
 
 def describe(directory: epath.Path, config) -> dict:
-    """Returns the digests of annotations and images in a folder, and the settings.
-
-    Args:
-        directory: of the posters.
-        config: a `PosterConfig`.
-    """
+    """Returns the digests of annotations and images in a folder, and the settings."""
     chosen = settings.values(config)
     return {
         "annotations": text_files.digest(folder.find_annotations(directory, config.csv)),
@@ -26,8 +21,7 @@ def describe(directory: epath.Path, config) -> dict:
 
 def may_repeat_posters(builder) -> bool:
     """Returns whether two posters of a built dataset may have the same bytes."""
-    before = _read(builder)
-    return not (before and before["settings"].get("drop_duplicates"))
+    return not builder.info.metadata["origin"]["settings"]["drop_duplicates"]
 
 
 def check_unchanged(builder, directory: epath.Path) -> None:
@@ -36,8 +30,8 @@ def check_unchanged(builder, directory: epath.Path) -> None:
     Raises:
         faults.UserError: it is not; the message says what differs and how to build anew.
     """
-    before = _read(builder)
-    if not before or builder.builder_config.num_synthetic:
+    before = builder.info.metadata.get("origin")
+    if not before or builder.builder_config.num_synthetic:  # Built without examples, or drawn.
         return
     now = describe(directory, builder.builder_config)
     changes = []
@@ -50,7 +44,7 @@ def check_unchanged(builder, directory: epath.Path) -> None:
     changes += [
         f"{name} was {value!r} and is {now['settings'][name]!r}"
         for name, value in before["settings"].items()
-        if now["settings"].get(name, value) != value
+        if now["settings"][name] != value
     ]
     if changes:
         raise faults.UserError(
@@ -58,8 +52,3 @@ def check_unchanged(builder, directory: epath.Path) -> None:
             "Nothing was built. Build into another --data_dir, or add --overwrite, which deletes "
             "the dataset that is there before it builds the new one."
         )
-
-
-def _read(builder) -> dict | None:
-    """Returns what `describe` gave when a dataset was built, if it was asked then."""
-    return (builder.info.metadata or {}).get("origin")

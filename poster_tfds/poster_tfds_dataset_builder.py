@@ -28,7 +28,7 @@ from poster_tfds import (
     user_errors,
 )
 from poster_tfds.annotations import folder
-from poster_tfds.built import checksums, counts
+from poster_tfds.built import counts
 from poster_tfds.settings import PosterConfig
 
 if "tensorflow_datasets.scripts.cli.main" in sys.modules:  # This is imported by `tfds build`.
@@ -149,16 +149,16 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         self._rejected: list[faults.Fault] = []
         self._counts = collections.Counter()
         self._together: dict[str, np.ndarray] = {}  # Of each split, posters with both genres.
-        self._checksums: dict[str, str] = {}
-        super()._download_and_prepare(dl_manager, _SizedShards(**vars(download_config)))
+        self._download_config = _SizedShards(**vars(download_config))
+        super()._download_and_prepare(dl_manager, self._download_config)
         if download_config.max_examples_per_split == 0:  # Then TFDS opens no source.
             return
-        if not self._checksums:
-            names = (name for split in self.info.splits.values() for name in split.filenames)
-            self._checksums = checksums.of_files(self.data_path / name for name in names)
-        checksums.write(self.data_path, self._checksums)
+        if not self._together:  # Beam's workers have made the examples.
+            num_genres = len(self._source.genres)
+            for name, split in self.info.splits.items():
+                self._together[name] = counts.count_together(split, num_genres)
         of_splits = {
-            name: counts.describe(split, self._together[name], self._checksums)
+            name: counts.describe(split, self._together[name])
             for name, split in self.info.splits.items()
         }
         self.info.metadata.update(
@@ -173,42 +173,35 @@ The folder holds `train.csv`, which names a poster and its genres in each row, a
         if self.builder_config.on_error == "skip":
             (self.data_path / "rejected.csv").write_text(_rejected_csv(self._rejected))
 
-    def _generate_splits(self, dl_manager, download_config):
-        if not (download_config.beam_options or download_config.beam_runner):
-            return super()._generate_splits(dl_manager, download_config)
-        from poster_tfds import beam_engine  # Slow to import, and seldom wanted.
-
-        self._open_source(dl_manager)
-        outcome = beam_engine.build(
-            self._source,
-            self.builder_config,
-            beam_engine.Storage(
-                self.info.features,
-                self._example_writer(),
-                download_config.get_shard_config(),
-                {split: self._get_filename_template(split) for split in self._source.num_rows},
-            ),
-            download_config,
-        )
-        if outcome.faults and self.builder_config.on_error == "fail":
-            raise faults.PosterDataError(self._source.csv_path, outcome.faults)
-        self._rejected, self._counts = outcome.faults, outcome.counts
-        self._together, self._checksums = outcome.together, outcome.checksums
-        for split in self._source.num_rows:
-            if split not in outcome.splits:
-                raise self._empty_split(split)
-        return list(outcome.splits.values())
-
     def _example_writer(self):
         return _DeterministicWriter(self.info.file_format)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         self._open_source(dl_manager)
+        if self._download_config.beam_options or self._download_config.beam_runner:
+            return self._beam_generators()
         seen = first_seen.FirstSeen()
         return {
             split: _Sized(self._generate_examples(split, seen), num_rows)
             for split, num_rows in self._source.num_rows.items()
         }
+
+    def _beam_generators(self) -> dict:
+        from poster_tfds import beam_pipeline  # Slow to import, and seldom wanted.
+
+        source, config = self._source, self.builder_config
+        found = beam_pipeline.check(source, config, self.data_path, self._download_config)
+        if found.faults and config.on_error == "fail":
+            raise faults.PosterDataError(source.csv_path, found.faults)
+        self._rejected, self._counts = found.faults, found.counts
+        left_out = found.dropped | {fault.line for fault in found.faults}
+        generators = {}
+        for split in source.num_rows:
+            rows = [row for row in source.rows(split) if row.line not in left_out]
+            if not rows:
+                raise self._empty_split(split)
+            generators[split] = beam_pipeline.examples(rows, source.images_dir, config)
+        return generators
 
     def _generate_examples(
         self, split: str, seen: first_seen.FirstSeen

@@ -19,13 +19,7 @@ _AHEAD = 32
 def read_one(
     row: annotations_lib.Annotation | faults.Fault, images_dir: epath.PathLike, config
 ) -> images.Poster | faults.Fault:
-    """Returns a row's poster as it is stored, or what is wrong with the poster or the row.
-
-    Args:
-        row: of the CSV.
-        images_dir: the folder of the posters.
-        config: a `PosterConfig`.
-    """
+    """Returns a row's poster as it is stored, or what is wrong with the poster or the row."""
     if isinstance(row, faults.Fault):
         return row
     path = image_files.poster_path(images_dir, row)

@@ -19,16 +19,11 @@ class Kind(enum.IntEnum):
 class RepeatedIds:
     """The first row of each Id, in a temporary file: memory does not grow with rows.
 
-    Attributes:
-        is_grouped: whether posters have a row for each of their genres.
+    Posters may have a row for each of their genres if `may_group`; `is_grouped` says whether some
+    have.
     """
 
     def __init__(self, may_group: bool):
-        """Begins without rows.
-
-        Args:
-            may_group: whether rows of one Id with different genres belong together.
-        """
         self.is_grouped = False
         self._may_group = may_group
         self._rows = first_seen.FirstSeen()

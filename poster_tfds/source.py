@@ -1,4 +1,4 @@
-"""A folder of posters with its annotations, as the rows of each split: what both engines read."""
+"""A folder of posters with its annotations, as the rows of each split: what a build reads."""
 
 import collections
 import hashlib
@@ -41,15 +41,7 @@ class PosterSource:
     """
 
     def __init__(self, directory: epath.Path, config):
-        """Goes through the annotations.
-
-        Args:
-            directory: of the posters.
-            config: a `PosterConfig`.
-
-        Raises:
-            faults.UserError: the annotations cannot be understood.
-        """
+        """Goes through the annotations; a `faults.UserError` says why it cannot."""
         try:
             self.table = tables.open_table(
                 folder.find_annotations(directory, config.csv), config.encoding, config.separator
@@ -67,17 +59,14 @@ class PosterSource:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether posters have a row for each of their genres."""
         return self._ids.is_grouped
 
     @property
     def csv_path(self) -> epath.Path:
-        """The file of annotations."""
         return self.table.path
 
     @property
     def images_dir(self) -> epath.Path:
-        """The folder of the images."""
         return self.images.directory
 
     def rows(self, *wanted: str) -> Iterator[annotations_lib.Annotation | faults.Fault]:

@@ -89,13 +89,7 @@ def farthest_share(
 ) -> Share | None:
     """Returns the share of a genre in a split that is farthest from the one wanted.
 
-    Args:
-        labels: the genres of each row, bool [N, G].
-        split_of_row: the index of each row's split, int [N].
-        fractions: share of each split.
-
-    Returns:
-        None if no row has a genre.
+    None if no row has a genre. `labels` are bool [N, G], `split_of_row` indices of splits, int [N].
     """
     counts = np.array([labels[split_of_row == i].sum(axis=0) for i in range(len(fractions))])
     totals = counts.sum(axis=0)

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags, logging
 
 from poster_tfds import faults
-from poster_tfds.built import checksums, opening, verification
+from poster_tfds.built import opening, verification
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the dataset is built.")
 _CONFIG = flags.DEFINE_string("config", "imdb", "Configuration to check.")
@@ -19,7 +19,6 @@ _SHOWN = 20  # Problems.
 
 
 def main(argv: list[str]) -> None:
-    """Checks the dataset that the flags name."""
     if len(argv) > 1:
         sys.exit(f"Unknown argument {argv[1]!r}: settings are given as --name=value.")
     logging.set_verbosity(logging.ERROR)
@@ -27,18 +26,12 @@ def main(argv: list[str]) -> None:
         builder = opening.open_built(_CONFIG.value, _DATA_DIR.value)
     except faults.UserError as error:
         sys.exit(str(error))
-    report = verification.verify(builder)
-    if report.problems:
-        sys.exit(_in_words(builder.info.full_name, report.problems))
+    if problems := verification.verify(builder):
+        sys.exit(_in_words(builder.info.full_name, problems))
     print(f"{builder.info.full_name}: all is well")
     for name, split in builder.info.splits.items():
         size = f"{split.num_bytes / 1e6:.1f} MB in {split.num_shards} shards"
         print(f"  {name}: {split.num_examples} posters, {size}")
-    if not report.has_checksums:
-        print(
-            f"  There is no {checksums.FILE_NAME}, which older versions did not write: whether "
-            "these are the records that were built was not checked."
-        )
 
 
 def _in_words(name: str, problems: list[str]) -> str:

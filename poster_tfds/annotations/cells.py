@@ -9,14 +9,7 @@ import re
 ABSENT, PRESENT, BLANK, OTHER = range(4)
 
 GENRE_SEPARATORS = ("|", ";", ",")
-_LABELS = {
-    "0": ABSENT,
-    "false": ABSENT,
-    "no": ABSENT,
-    "1": PRESENT,
-    "true": PRESENT,
-    "yes": PRESENT,
-}
+_LABELS = dict.fromkeys(("0", "false", "no"), ABSENT) | dict.fromkeys(("1", "true", "yes"), PRESENT)
 _FLOAT = re.compile(r"([01])[.,]0+")  # A comma where a spreadsheet's decimals have one.
 # No genre, as pandas, databases and MovieLens write it.
 _NOTHING = {"", "nan", "none", "null", "(no genres listed)"}
@@ -38,12 +31,10 @@ def read_label(text: str) -> int:
 
 
 def is_list(text: str) -> bool:
-    """Returns whether a cell is written as a list, so that no separator is needed."""
     return text.startswith(("[", "(", "{", "array("))
 
 
 def is_nothing(text: str) -> bool:
-    """Returns whether a cell says in so many words that there is no genre."""
     return text.lower() in _NOTHING
 
 
@@ -51,11 +42,8 @@ def is_nothing(text: str) -> bool:
 def read_genres(text: str, separator: str | None) -> tuple[str, ...] | None:
     """Returns the genres that a cell names, as they are written; None if it cannot be read.
 
-    A list may be Python's, JSON's (of names, or of objects with a `name`) or NumPy's print.
-
-    Args:
-        text: the cell.
-        separator: what separates genres in cells that are no lists; None if nothing does.
+    A list may be Python's, JSON's (of names, or of objects with a `name`) or NumPy's print. What is
+    no list is taken apart at `separator`, if there is one.
     """
     text = text.strip()
     if is_nothing(text):

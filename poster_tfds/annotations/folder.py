@@ -16,9 +16,7 @@ class NoAnnotationsError(faults.UserError):
 def find_annotations(directory: epath.Path, csv: str = "") -> epath.Path:
     """Returns the file of annotations: `csv`, else `train.csv`, else the only one there is.
 
-    Args:
-        directory: the folder of the posters.
-        csv: the file, in the folder or anywhere; "~" is expanded.
+    `csv` may be in the folder or anywhere; "~" is expanded.
 
     Raises:
         faults.UserError: it is not there, or more than one may be meant.
@@ -49,11 +47,8 @@ def find_annotations(directory: epath.Path, csv: str = "") -> epath.Path:
 def find_images(directory: epath.Path, images: str = "") -> epath.Path:
     """Returns the images' folder: `images`, else `Images/` or `images/`, else what has images.
 
-    That is the only subfolder with images or the folder itself.
-
-    Args:
-        directory: the folder of the posters.
-        images: the images' folder, in it or anywhere; "~" is expanded, "." is the folder itself.
+    That is the only subfolder with images or the folder itself. `images` may be in it or anywhere;
+    "~" is expanded, "." is the folder itself.
 
     Raises:
         faults.UserError: it is not there, or more than one may be meant.
@@ -92,7 +87,6 @@ def _entries(directory: epath.Path) -> list[epath.Path]:
 
 
 def _content(directory: epath.Path) -> str:
-    """Returns in words what is in a folder."""
     if not directory.is_dir():
         return f"there is no folder {directory}."
     names = [path.name + "/" * path.is_dir() for path in _entries(directory)]

@@ -5,45 +5,20 @@ import re
 EXPECTED_HEADER = "Id,Genre,<genre>,<genre>,... or Id,Genre"
 # Most likely first.
 _ID_NAMES = (
-    "id",
-    "posterid",
-    "imdbid",
-    "movieid",
-    "filmid",
-    "tmdbid",
-    "filename",
-    "file",
-    "fname",
-    "imageid",
-    "imagename",
-    "imagefile",
-    "imagepath",
-    "image",
-    "img",
-    "path",
-    "filepath",
-    "posterpath",
-    "poster",
-)
+    "id", "posterid", "imdbid", "movieid", "filmid", "tmdbid", "filename", "file", "fname",
+    "imageid", "imagename", "imagefile", "imagepath", "image", "img", "path", "filepath",
+    "posterpath", "poster",
+)  # fmt: skip
 _GENRE_NAMES = (
-    "genre",
-    "genres",
-    "genrelist",
-    "genrenames",
-    "label",
-    "labels",
-    "tag",
-    "tags",
-    "category",
+    "genre", "genres", "genrelist", "genrenames", "label", "labels", "tag", "tags", "category",
     "categories",
-)
+)  # fmt: skip
 # Columns of film databases that say yes or no of something else.
 _FLAG_NAMES = ("adult", "video")
 _INDEX = re.compile(r"|index|level\d+|unnamed\d+(level\d+)*|indexlevel\d+")
 
 
 def is_id_name(name: str) -> bool:
-    """Returns whether a column is called as those are that name posters."""
     return _plain(name) in _ID_NAMES
 
 
@@ -53,7 +28,6 @@ def id_rank(name: str) -> int:
 
 
 def is_genre_name(name: str) -> bool:
-    """Returns whether a column is called as those are that list a poster's genres."""
     return _plain(name) in _GENRE_NAMES
 
 

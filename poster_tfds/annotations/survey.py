@@ -33,7 +33,6 @@ class Column:
 
     @property
     def is_blank(self) -> bool:
-        """Whether no cell says anything."""
         return self.labels[cells.BLANK] == self.labels.sum()
 
     @property
@@ -49,16 +48,11 @@ class Column:
 
     @property
     def blank_is_absent(self) -> bool:
-        """Whether empty cells are the only way in which it says 0."""
         return bool(self.labels[cells.ABSENT] == 0)
 
 
 def survey(table: tables.Table, config) -> list[Column]:
     """Goes through a table and returns what is in each of its columns.
-
-    Args:
-        table: the annotations.
-        config: a `PosterConfig`, which may name the column that lists genres.
 
     Raises:
         faults.PosterDataError: no row follows the header, or none that can be read.
@@ -78,7 +72,6 @@ def survey(table: tables.Table, config) -> list[Column]:
 
 
 def _add(column: Column, texts: pd.Series, config) -> None:
-    """Adds cells to what is known of a column."""
     counts = texts.value_counts(sort=False)
     labels = np.array([cells.read_label(text) for text in counts.index], int)
     column.labels += np.bincount(labels, counts, 4).astype(int)

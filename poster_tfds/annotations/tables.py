@@ -108,10 +108,7 @@ class Table:
 def open_table(path: epath.Path, encoding: str = "", separator: str = "") -> Table:
     """Finds out how a file of annotations is to be read.
 
-    Args:
-        path: the file, `.parquet`, `.jsonl` or any delimited text; `.gz` is decompressed.
-        encoding: of a text; found out if not given.
-        separator: of the columns of a delimited text; found out if not given.
+    It is `.parquet`, `.jsonl` or any delimited text; `.gz` is decompressed.
 
     Raises:
         faults.UserError: it cannot be read as what its name says; the message says why.

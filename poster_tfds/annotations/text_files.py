@@ -113,12 +113,6 @@ def lines(path: epath.Path, encoding: str) -> Iterator[str]:
 def find_separator(path: epath.Path, encoding: str, is_id_name, given="") -> tuple[str, int]:
     """Returns what separates the columns of a table, and how many lines come before its header.
 
-    Args:
-        path: the file.
-        encoding: of the file.
-        is_id_name: tells whether a column is called as Ids are.
-        given: the separator, if it is known.
-
     Raises:
         faults.UserError: more than one separator is possible, or none.
     """

@@ -41,11 +41,6 @@ class Understanding:
 def understand(table: tables.Table, config, images: image_files.ImageFiles) -> Understanding:
     """Goes through a table and says which column is what.
 
-    Args:
-        table: the annotations.
-        config: a `PosterConfig`; its settings that name columns count.
-        images: for choosing between columns that may name the posters.
-
     Raises:
         faults.UserError: more than one reading is possible, or none; the message has the setting
             that settles it.

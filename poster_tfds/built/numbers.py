@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from poster_tfds import source
+from poster_tfds.built import counts as counts_lib
 
 _SAMPLES = 12
 # 26 bytes a poster: of its Id and of its bytes a hash is enough to find them again.
@@ -50,7 +51,8 @@ def collect(builder: tfds.core.DatasetBuilder) -> Statistics:
     splits = [name for name in source.SPLITS if name in builder.info.splits]
     rows, together, samples = {}, {}, {}
     for split in splits:
-        rows[split], together[split], samples[split] = _collect_split(builder, split, genres)
+        rows[split], samples[split] = _collect_split(builder, split, genres)
+        together[split] = np.array(builder.info.metadata[counts_lib.KEY][split]["together"])
     counts = pd.DataFrame({split: np.diag(pairs) for split, pairs in together.items()}, genres)
     order = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
     pairs = pd.DataFrame(sum(together.values()), genres, genres)
@@ -100,11 +102,10 @@ def genre_shares(statistics: Statistics) -> pd.DataFrame:
 
 def _collect_split(
     builder: tfds.core.DatasetBuilder, split: str, genres: list[str]
-) -> tuple[pd.DataFrame, np.ndarray, list[tuple[bytes, list[str]]]]:
-    """Returns a row a poster, the pairs of genres [G, G], and the first posters."""
+) -> tuple[pd.DataFrame, list[tuple[bytes, list[str]]]]:
+    """Returns a row a poster, and the first posters."""
     size = builder.info.splits[split].num_examples
     rows = np.zeros(size, _ROW)
-    together = np.zeros((len(genres), len(genres)), np.int64)
     samples = []
     dataset = builder.as_dataset(
         split,
@@ -122,10 +123,9 @@ def _collect_split(
                 *header.size,
                 len(indices),
             )
-        together[np.ix_(indices, indices)] += 1
         if i < _SAMPLES:
             samples.append((image, [genres[index] for index in indices]))
-    return pd.DataFrame(rows), together, samples
+    return pd.DataFrame(rows), samples
 
 
 def _hash(content: bytes) -> int:

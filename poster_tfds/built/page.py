@@ -36,10 +36,7 @@ def make_tables(
     """Returns the tables of the page by their headings; those without a row are left out."""
     splits = numbers.describe_splits(statistics)
     splits.insert(2, "shards", [builder.info.splits[name].num_shards for name in splits.index])
-    metadata = builder.info.metadata or {}
-    left_out = pd.DataFrame(
-        {"rows": {name: metadata[name] for name in _COUNTS if name in metadata}}
-    )
+    left_out = pd.DataFrame({"rows": {name: builder.info.metadata[name] for name in _COUNTS}})
     tables = {
         "Splits": splits,
         "Leaks between splits": numbers.find_leaks(statistics),

@@ -19,13 +19,7 @@ _OWN_PACKAGE = "poster_tfds.pages"
 
 
 def render(template: str, package: str = _OWN_PACKAGE, **values: Any) -> str:
-    """Returns a page: a template filled with values, which are escaped.
-
-    Args:
-        template: name of the template's file.
-        package: the package that has it; those of this one can be used in it.
-        **values: what the template names.
-    """
+    """Returns a page: a template of `package`, which can use those of this one, with `values`."""
     loaders = [jinja2.PackageLoader(name, "") for name in dict.fromkeys((package, _OWN_PACKAGE))]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
@@ -58,10 +52,10 @@ def plot(
     it is a dollar.
 
     Args:
-        draw: takes the axes to draw on; with a shape, an array of them.
+        draw: takes the axes to draw on; with a shape (rows, columns), an array of them.
         size: width and height in inches.
         form: svg or png, of 100 pixels an inch.
-        shape: rows and columns of axes.
+        shape: of the axes.
     """
     with _any_text():
         figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -70,12 +64,7 @@ def plot(
 
 
 def save(figure: matplotlib.figure.Figure, form: str) -> bytes:
-    """Returns a figure as a picture; the same figures give the same bytes.
-
-    Args:
-        figure: what is drawn.
-        form: svg or png, of 100 pixels an inch.
-    """
+    """Returns a figure as an svg or png; the same figures give the same bytes."""
     picture = io.BytesIO()
     with _any_text():
         metadata = {"Date": None} if form == "svg" else {}
