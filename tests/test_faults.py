@@ -1,6 +1,7 @@
 """What may go wrong with a run ends in one message, and nothing good is lost."""
 
 import dataclasses
+import errno
 import json
 import re
 import shlex
@@ -92,6 +93,19 @@ def test_two_trainers_do_not_share_a_run_directory(data_dir, run_dir, tmp_path):
     with pytest.raises(config.UsageError, match="is not built in"):
         train.train_and_evaluate(config.Config(data_dir=str(tmp_path)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_where_a_file_system_has_no_locks_the_user_is_asked_to_see_to_it(
+    tmp_path, monkeypatch, capsys
+):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with directory.RunDirectory(tmp_path / "run").held():
+        assert (tmp_path / "run").exists()
+    said = "has no locks (no locks here). Make sure that no other process"
+    assert said in capsys.readouterr().err
 
 
 def test_other_settings_need_override_and_another_model_is_refused(data_dir, tmp_path):
