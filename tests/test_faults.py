@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_words(tmp_path):
     kept = []
     for precision in ("mixed_float16", "float32"):
         model = registry.create_model(settings, 3, "float32")
-        optimizer = optimizer_lib.create_optimizer(settings, precision, 10, model)
+        optimizer = optimizer_lib.create_optimizer(settings, precision, 10)
         optimizer.build(model.trainable_variables)
         kept.append(checkpoints.Checkpoints(tmp_path, model, optimizer, 2))
     kept[0].save(checkpoints.State(1, 0.5))

@@ -18,6 +18,7 @@ SETTINGS = {
     "freeze": "stem",
     "augment": "flip,crop",
     "checkpoint_every_steps": 4,
+    "steps_per_call": 1,
     "deterministic": True,
     "learning_rate": 1e-4,
 }

@@ -53,7 +53,7 @@ def whole(data_dir, tmp_path_factory):
 def test_a_killed_run_goes_on_bit_for_bit(data_dir, tmp_path, whole, capsys):
     """Killed between two checkpoints, and while one is written; then another cache is used."""
     with killed_after(5):
-        conftest.train(data_dir, tmp_path, **SETTINGS)
+        conftest.train(data_dir, tmp_path, **SETTINGS, steps_per_call=1)
     assert steps(tmp_path) == [4]
     incomplete = tmp_path / "checkpoints" / ".incomplete-00000008"
     shutil.copytree(tmp_path / "checkpoints" / "00000004", incomplete)
@@ -110,7 +110,7 @@ def damage(path):
 
 def test_a_damaged_checkpoint_is_passed_over(data_dir, tmp_path, whole, capsys):
     with killed_after(14):
-        conftest.train(data_dir, tmp_path, **SETTINGS)
+        conftest.train(data_dir, tmp_path, **SETTINGS, steps_per_call=1)
     damage(tmp_path / "checkpoints" / "00000012" / "state.data-00000-of-00001")
     conftest.train(data_dir, tmp_path, **SETTINGS)
     printed = capsys.readouterr()

@@ -104,7 +104,7 @@ def train_on(batches, strategy=REPLICA, calls=(1, 1, 1), network="smooth_cnn", *
     with strategy.scope():
         make = getattr(with_tiny_model, network)
         model, average = (make(chosen, 3, "float32") for _ in range(2))
-        optimizer = optimizer_lib.create_optimizer(chosen, "float32", 2, model)
+        optimizer = optimizer_lib.create_optimizer(chosen, "float32", 2)
         optimizer.build(model.trainable_variables)
     registry.copy_weights(model, average)
     step = steps.make_train_step(
@@ -177,9 +177,7 @@ def dense_model(precision, strategy=REPLICA, settings=None):
     with strategy.scope():
         inputs = keras.Input((2,))
         model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-        optimizer = optimizer_lib.create_optimizer(
-            settings or config.Config(), precision, 10, model
-        )
+        optimizer = optimizer_lib.create_optimizer(settings or config.Config(), precision, 10)
         optimizer.build(model.trainable_variables)
     return model, optimizer
 
