@@ -1,4 +1,4 @@
-"""Losses, weights of genres and smoothed labels are those of their papers."""
+"""Losses and smoothed labels are those of their papers."""
 
 import keras
 import numpy as np
@@ -9,7 +9,6 @@ from trainer import config
 from trainer.models import losses
 
 BASE_RATES = np.array([0.5, 0.1, 0.01, 0.0])
-NUM_TRAIN = 1000
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def batch():
 
 
 def make(**settings):
-    return losses.make_loss(config.Config(**settings), BASE_RATES, NUM_TRAIN)
+    return losses.make_loss(config.Config(**settings), BASE_RATES)
 
 
 def test_the_default_is_kerass_binary_crossentropy(batch):
@@ -55,17 +54,6 @@ def test_gradients_are_finite_however_wrong_the_logits(loss):
     assert np.isfinite(value).all() and np.isfinite(gradient).all()
     assert gradient[0, 0] < 0  # A genre that is surely missed is learned,
     np.testing.assert_allclose(gradient[0, 2:], 0, atol=1e-6)  # what is right is left alone.
-
-
-def test_class_balance_weighs_by_the_inverse_of_the_effective_number(batch):
-    beta = 0.99
-    effective = [sum(beta**i for i in range(n)) for n in (500, 100, 10, 1)]
-    expected = (1 / np.array(effective)) / np.mean(1 / np.array(effective))
-    np.testing.assert_allclose(losses.class_weights(BASE_RATES * NUM_TRAIN, beta), expected)
-    labels, logits = batch
-    each = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits).numpy()
-    weighted = make(class_balance=beta)(labels, logits)
-    np.testing.assert_allclose(weighted, (each * expected).mean(-1), rtol=1e-5)
 
 
 def test_labels_are_smoothed_towards_their_genres_share(batch):

@@ -1,4 +1,4 @@
-"""Learning rates of their own for layers, against a plain NumPy AdamW."""
+"""Adam with decay and clipping against a plain NumPy AdamW, and averages of weights."""
 
 import keras
 import numpy as np
@@ -6,28 +6,11 @@ import pytest
 import tensorflow as tf
 
 from trainer import config
-from trainer.models import layer_groups, optimizer as optimizer_lib, registry
-
-BLOCKS = ["head", "top", *(f"block{i}" for i in reversed(range(16))), "stem"]
-LITE = {"model": "efficientnet_lite0", "image_size": 32, "head_units": 8}
-
-
-@pytest.fixture(scope="module")
-def lite():
-    return registry.create_model(config.Config(**LITE), 3, "float32")
-
-
-def depths_of(model):
-    """Returns ids of Lite0's trained weights, and which block from the top each is in."""
-    depths = {id(weight): 0 for weight in model.get_layer("head").trainable_variables}
-    for layer in model.get_layer("backbone").layers:
-        for weight in layer.trainable_variables:
-            depths[id(weight)] = BLOCKS.index(layer.name.split("_")[0])
-    return depths
+from trainer.models import optimizer as optimizer_lib, registry
 
 
 def make_optimizer(model, precision="float32", **settings):
-    optimizer = optimizer_lib.create_optimizer(config.Config(**settings), precision, 10, model)
+    optimizer = optimizer_lib.create_optimizer(config.Config(**settings), precision, 10)
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -53,117 +36,130 @@ def random_gradients(model, rng):
     return [rng.normal(size=v.shape).astype(np.float32) for v in model.trainable_variables]
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_each_block_has_its_share_of_the_rate_and_of_the_decay(lite, precision):
-    settings = {"learning_rate": 0.01, "weight_decay": 0.5, "layer_decay": 0.8}
-    optimizer = make_optimizer(lite, precision, **settings)
-    depths, rng = depths_of(lite), np.random.default_rng(0)
-    expected = [NumpyAdam(v.numpy()) for v in lite.trainable_variables]
-    for _ in range(3):
-        gradients = random_gradients(lite, rng)
-        optimizer.apply([optimizer.scale_loss(tf.constant(g)) for g in gradients])
-        for adam, gradient, v in zip(expected, gradients, lite.trainable_variables, strict=True):
-            decay = 0.5 if v.name == "kernel" else 0.0
-            adam.update(gradient, 0.01 * 0.8 ** depths[id(v)], decay)
-    assert {depths[id(v)] for v in lite.trainable_variables} == set(range(19))
-    for adam, v in zip(expected, lite.trainable_variables, strict=True):
-        np.testing.assert_allclose(v.numpy(), adam.value, atol=2e-6, err_msg=v.path)
+def make_model():
+    """Dense layers and a normalization, of whose weights the kernels alone decay."""
+    layers = [keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input((4,)), *layers])
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_the_norm_of_all_gradients_together_is_clipped(precision):
-    """As they are without the scale of float16; those under the norm are left alone."""
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    optimizer = make_optimizer(model, precision, clip_norm=2.0, weight_decay=0.1)
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+def test_steps_are_those_of_adamw_on_clipped_gradients(precision, clip_norm):
+    """By the norm of all gradients together, as they are without the scale of float16."""
+    model = make_model()
+    optimizer = make_optimizer(model, precision, clip_norm=clip_norm, weight_decay=0.1)
     rng = np.random.default_rng(0)
     expected = [NumpyAdam(v.numpy()) for v in model.trainable_variables]
     for size in (10.0, 0.01, 3.0):
         gradients = [size * gradient for gradient in random_gradients(model, rng)]
         norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
         optimizer.apply([optimizer.scale_loss(tf.constant(g)) for g in gradients])
-        for adam, gradient, decay in zip(expected, gradients, (0.1, 0.0), strict=True):
-            adam.update(gradient * min(1, 2.0 / norm), 1e-3, decay)
+        factor = min(1, clip_norm / norm) if clip_norm else 1
+        for adam, gradient, v in zip(expected, gradients, model.trainable_variables, strict=True):
+            adam.update(gradient * factor, 1e-3, 0.1 if v.name == "kernel" else 0.0)
     for adam, v in zip(expected, model.trainable_variables, strict=True):
         np.testing.assert_allclose(v.numpy(), adam.value, atol=1e-6, err_msg=v.path)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_blocks_begin_to_learn_one_after_the_other_from_the_top(lite, precision):
-    """18 blocks in 36 steps: 3.6 epochs of 10."""
-    optimizer = make_optimizer(lite, precision, unfreeze_epochs=3.6, weight_decay=0.1)
-    depths = depths_of(lite)
-    gradients = [optimizer.scale_loss(tf.ones(v.shape)) for v in lite.trainable_variables]
-    for step in (0, 1, 2, 17, 18, 34, 35, 36):
-        optimizer.iterations.assign(step)
-        before = [v.numpy() for v in lite.trainable_variables]
-        optimizer.apply(gradients)
-        moved = {
-            depths[id(v)]
-            for v, old in zip(lite.trainable_variables, before, strict=True)
-            if (v.numpy() != old).any()
-        }
-        assert moved == set(range(1 + step // 2))
-
-
-def test_factors_of_1_are_kerass_adam_bit_for_bit():
+def test_what_is_clipped_is_the_sum_over_replicas(precision):
+    """The second replica's gradients alone are above the norm; their sum is far above it."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = make_model()
+        optimizer = make_optimizer(model, precision, clip_norm=2.0)
+    expected = [NumpyAdam(v.numpy()) for v in model.trainable_variables]
     rng = np.random.default_rng(0)
-    values, gradients = rng.normal(size=(2, 4, 5)).astype(np.float32)
-    settings = {"learning_rate": 0.01, "weight_decay": 0.1}
-    found = []
-    for optimizer in (
-        keras.optimizers.Adam(**settings),
-        optimizer_lib.LayerwiseAdam([1.0], [0], **settings),
+
+    @tf.function
+    def step(gradients):
+        def of_replica():
+            index = tf.distribute.get_replica_context().replica_id_in_sync_group
+            of_index = [optimizer.scale_loss(tf.gather(g, index)) for g in gradients]
+            optimizer.apply(of_index, model.trainable_variables)
+
+        strategy.run(of_replica)
+
+    for _ in range(3):
+        parts = [np.stack([g * 0.1, g * 3]) for g in random_gradients(model, rng)]
+        step(parts)
+        summed = [part.sum(0) for part in parts]
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in summed))
+        assert norm > 4
+        for adam, gradient in zip(expected, summed, strict=True):
+            adam.update(gradient * 2.0 / norm, 1e-3, 0.0)
+    for adam, v in zip(expected, model.trainable_variables, strict=True):
+        for copy in strategy.experimental_local_results(v.value):
+            np.testing.assert_allclose(copy, adam.value, atol=1e-6, err_msg=v.path)
+
+
+def test_the_cosine_schedule_rises_and_falls_to_0_at_the_end_of_the_last_epoch():
+    settings = {"learning_rate": 0.1, "epochs": 5, "warmup_epochs": 2.0}
+    optimizer = make_optimizer(make_model(), learning_rate_schedule="cosine", **settings)
+    rates = []
+    for step in (0, 10, 20, 35, 50):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.05, 0], atol=1e-7)
+
+
+def test_clipping_leaves_checkpoints_adams(tmp_path):
+    model = make_model()
+    path = tf.train.Checkpoint(optimizer=make_optimizer(model)).write(str(tmp_path / "adam"))
+    clipped = make_optimizer(model, clip_norm=1.0)
+    tf.train.Checkpoint(optimizer=clipped).read(path).assert_consumed()
+
+
+def test_the_average_of_the_weights_is_numpys_and_has_the_statistics_too():
+    chosen = config.Config(model="compact_cnn", image_size=32)
+    average, model = (registry.create_model(chosen, 3, "float32") for _ in range(2))
+    registry.copy_weights(model, average)
+    expected = model.get_weights()
+    running = optimizer_lib.WeightAverage(average, model, momentum=0.3)
+    rng = np.random.default_rng(0)
+    for step in range(1, 8):
+        model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+        running.update(tf.constant(step))
+        momentum = min(0.3, (1 + step) / (10 + step))  # 2/11, 3/12, and from then on 0.3.
+        expected = [
+            momentum * mean + (1 - momentum) * weight
+            for mean, weight in zip(expected, model.get_weights(), strict=True)
+        ]
+    assert any("moving_variance" in weight.path for weight in average.weights)
+    for found, value in zip(average.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-5)
+
+
+def test_frozen_layers_are_left_out_of_the_average_and_stand_in_it_as_they_are():
+    chosen = config.Config(model="efficientnet_lite0", image_size=32, freeze="stem,block0_*")
+    average, model = (registry.create_model(chosen, 3, "float32") for _ in range(2))
+    names = ("stem", "block0_depthwise", "block0_project")
+    layers_frozen = [model.get_layer("backbone").get_layer(name) for name in names]
+    frozen = {id(weight) for layer in layers_frozen for weight in layer.weights}
+    assert len(frozen) == 3 * 5  # Filters, scale and offset, mean and variance.
+    running = optimizer_lib.WeightAverage(average, model, momentum=0.5)
+    begun, current = average.get_weights(), model.get_weights()
+    model.set_weights([weight + 1 for weight in current])
+    running.update(tf.constant(100))
+    for mean, before, weight, old in zip(
+        average.weights, begun, model.weights, current, strict=True
     ):
-        variable = keras.Variable(values)
-        optimizer.build([variable])
-        for _ in range(3):
-            optimizer.apply([tf.constant(gradients)])
-        found.append([variable.numpy(), *(v.numpy() for v in optimizer.variables)])
-    for kerass, ours in zip(*found, strict=True):
-        np.testing.assert_array_equal(ours, kerass)
+        expected = old if id(weight) in frozen else (before + old + 1) / 2
+        np.testing.assert_allclose(mean.numpy(), expected, atol=1e-6, err_msg=weight.path)
 
 
-def test_checkpoints_are_adams(lite, tmp_path):
-    """And a copy made of its settings goes on from them alike."""
-    adam = make_optimizer(lite)
-    ours = make_optimizer(lite, layer_decay=0.5, unfreeze_epochs=1.0, clip_norm=1.0)
-    path = tf.train.Checkpoint(optimizer=adam).write(str(tmp_path / "adam"))
-    tf.train.Checkpoint(optimizer=ours).read(path).assert_consumed()
-    assert type(make_optimizer(lite, layer_decay=1.0)) is keras.optimizers.Adam
-    copy = optimizer_lib.LayerwiseAdam.from_config(ours.get_config())
-    assert copy.get_config() == ours.get_config()
+def test_whole_numbers_stand_in_the_average_as_they_are():
+    average, model = (keras.Sequential([keras.Input((1,)), Positions()]) for _ in range(2))
+    model.set_weights([np.array([2, 7])])
+    optimizer_lib.WeightAverage(average, model, momentum=0.5).update(tf.constant(100))
+    np.testing.assert_array_equal(average.get_weights(), [[2, 7]])
 
 
-def test_groups_of_kerass_networks_are_their_blocks():
-    model = registry.create_model(
-        config.Config(model="keras:EfficientNetV2B0", image_size=32), 3, "float32"
-    )
-    groups = layer_groups.from_the_top(model)
-    repeats = enumerate([1, 2, 2, 3, 5, 8], start=1)
-    blocks = [f"block{stage}{letter}" for stage, count in repeats for letter in "abcdefgh"[:count]]
-    expected = ["stem_conv", *blocks, "top_conv"]
-    assert len(groups) == 1 + len(expected)
-    backbone = model.get_layer("backbone")
-    for name, group in zip(reversed(expected), groups[1:], strict=True):
-        first = next(layer for layer in backbone.layers if layer.name.startswith(name))
-        assert group[0] is first.trainable_variables[0]
+class Positions(keras.layers.Layer):
+    """Has integers for weights, as the embeddings of CLIP and SigLIP in KerasHub."""
 
+    def build(self, input_shape):
+        self.positions = self.add_weight(shape=(2,), dtype="int64", trainable=False)
 
-def test_without_blocks_each_convolution_is_a_group_with_its_normalization():
-    model = registry.create_model(config.Config(image_size=46), 3, "float32")
-    groups = layer_groups.from_the_top(model)
-    assert [[weight.name for weight in group] for group in groups] == [
-        ["kernel", "bias"],
-        *[["kernel", "bias", "gamma", "beta"]] * 6,
-    ]
-    assert groups[0][0] is model.trainable_variables[-2]
-
-
-def test_frozen_groups_do_not_count():
-    chosen = config.Config(**LITE, freeze="block15_*,*_depthwise")
-    model = registry.create_model(chosen, 3, "float32")
-    groups = layer_groups.from_the_top(model)
-    assert len(groups) == 18
-    backbone = model.get_layer("backbone")
-    assert groups[2][0] is backbone.get_layer("block14_expand").trainable_variables[0]
-    assert sum(map(len, groups)) == len(model.trainable_variables)
+    def call(self, inputs):
+        return inputs + keras.ops.cast(self.positions, inputs.dtype)
