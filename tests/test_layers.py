@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer import runtime
 from trainer.models import layers
 
 SHAPE = (4, 9, 8, 6)
@@ -113,7 +114,7 @@ def test_fused_batch_normalization_keeps_16_bit_activations():
 
 @pytest.fixture(scope="module")
 def strategy():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return runtime.create_strategy("mirrored")
 
 
 def on_replicas(strategy, layer, parts):

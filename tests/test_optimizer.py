@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import config
+from trainer import config, runtime
 from trainer.models import optimizer as optimizer_lib, registry
 
 
@@ -64,7 +64,7 @@ def test_steps_are_those_of_adamw_on_clipped_gradients(precision, clip_norm):
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_what_is_clipped_is_the_sum_over_replicas(precision):
     """The second replica's gradients alone are above the norm; their sum is far above it."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = runtime.create_strategy("mirrored")
     with strategy.scope():
         model = make_model()
         optimizer = make_optimizer(model, precision, clip_norm=2.0)
