@@ -101,11 +101,7 @@ class Config:
     # fmt: on
 
     def __post_init__(self):
-        """Checks the values.
-
-        Raises:
-            UsageError: a setting cannot be used; the message names its flag.
-        """
+        """Checks the values; the message of a `UsageError` names the flag."""
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             minimum = field.metadata["minimum"]
@@ -252,9 +248,7 @@ def _make_flag(field: dataclasses.Field) -> flags.Flag:
 def from_flags(names: Sequence[str] = (), preset: Mapping[str, Any] | None = None) -> Config:
     """Returns the settings that the flags of `define_flags(names)` give.
 
-    Args:
-        names: of the settings that have flags; all, if none is given.
-        preset: values of settings whose flags are not given.
+    `preset` has the values of settings whose flags are not given.
 
     Raises:
         UsageError: a setting cannot be used.

@@ -79,9 +79,7 @@ PRESETS = {
 def nearest(settings: config.Config, without: Sequence[str] = ()) -> tuple[str, list[str]]:
     """Returns the preset that settings differ least from, and the flags that make them of it.
 
-    Args:
-        settings: what there is.
-        without: names of settings that do not count.
+    Settings named in `without` do not count.
     """
     given = {name: value for name, value in settings.to_json().items() if name not in without}
     changes = {}
@@ -94,7 +92,7 @@ def nearest(settings: config.Config, without: Sequence[str] = ()) -> tuple[str, 
 
 
 def define_flag(meaning: str) -> flags.FlagHolder[str]:
-    """Defines --preset of a command, which says what the preset is for there."""
+    """Defines --preset of a command; `meaning` says what it is for there."""
     return flags.DEFINE_enum("preset", "compact", PRESETS, meaning)
 
 

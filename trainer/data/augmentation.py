@@ -24,13 +24,9 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG.
 
 
 def draw(size: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Draws an epoch's changes to a poster.
+    """Draws an epoch's changes to a poster of side `size`, in pixels.
 
-    Args:
-        size: S, side of the poster in pixels.
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the poster from others.
+    `epoch` and `key`, which tells the poster from others, are int64 scalars.
 
     Returns:
         float32 [4, 5]: for flip, crop, color and erase, five numbers from 0 to 1, of which crop
@@ -45,18 +41,15 @@ def draw(size: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 
 def augment(image: tf.Tensor, changes: Sequence[str], draws: tf.Tensor) -> tf.Tensor:
-    """Changes a poster at random.
+    """Changes a poster, uint8 [S, S, 3], at random.
 
     Args:
-        image: uint8 [S, S, 3].
+        image: the poster.
         changes: of flip (left to right, every other poster), crop (60 to 100% of the
             area, resized to the whole), color (brightness, contrast, saturation by up
             to a quarter), erase (a grey rectangle of 2 to 20% of the area, on every
             other poster).
         draws: of `draw`.
-
-    Returns:
-        uint8 [S, S, 3].
     """
     flip, crop, color, erase = tf.unstack(draws)
     if "flip" in changes:
@@ -73,13 +66,7 @@ def augment(image: tf.Tensor, changes: Sequence[str], draws: tf.Tensor) -> tf.Te
 def augment_batch(changes: Sequence[str], images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """Changes posters as `augment` does, to one level, without a branch or a loop.
 
-    Args:
-        changes: as `augment` takes them.
-        images: uint8 [B, S, S, 3].
-        draws: float32 [B, 4, 5], of `draw`.
-
-    Returns:
-        uint8 [B, S, S, 3].
+    `images` are uint8 [B, S, S, 3], `draws` float32 [B, 4, 5].
     """
     flip, crop, color, erase = tf.unstack(draws, axis=1)
     if "flip" in changes:
@@ -95,14 +82,7 @@ def augment_batch(changes: Sequence[str], images: tf.Tensor, draws: tf.Tensor) -
 
 
 def draw_variant(count: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Returns which of `count` variants of a poster an epoch has, an int32 scalar.
-
-    Args:
-        count: of variants; each is as likely.
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the poster from others.
-    """
+    """Returns which of `count` variants of a poster, each as likely, an epoch has: int32 scalar."""
     return tf.random.stateless_uniform(
         [], stateless_seed(seed, epoch, key), 0, count, dtype=tf.int32
     )
@@ -113,11 +93,7 @@ def stateless_seed(
 ) -> tf.Tensor:
     """Returns the seed, int64 [2], of what an epoch draws for an example.
 
-    Args:
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the example from others.
-        stream: which tells draws for one kind of change from those for others, as `MIXING`.
+    `stream` tells draws for one kind of change from those for others, as `MIXING`.
     """
     of_example = tf.stack([seed * 1_000_003 + epoch, key])
     if stream is None:
@@ -133,14 +109,9 @@ def to_levels(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def scale_color(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Changes colours as `_color` does.
+    """Changes colours of float32 [B, S, S, 3] as `_color` does.
 
-    Args:
-        pixels: float32 [B, S, S, 3].
-        factors: float32 [B, 3], of brightness, contrast and saturation; 1: as it is.
-
-    Returns:
-        float32 [B, S, S, 3].
+    `factors`, float32 [B, 3], are of brightness, contrast and saturation; 1: as it is.
     """
     brightness, contrast, saturation = tf.unstack(factors[..., None, None], axis=1)
     luma = tf.constant(_LUMA)[:, None]
@@ -153,14 +124,9 @@ def scale_color(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 
 def inside(draws: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns which pixels lie in a rectangle.
+    """Returns which pixels of posters of side `size` lie in a rectangle: bool [B, S, S, 1].
 
-    Args:
-        draws: float32 [B, 4 or more], that begin with top, left, height and width in pixels.
-        size: S, side of the posters in pixels.
-
-    Returns:
-        bool [B, S, S, 1].
+    `draws`, float32 [B, 4 or more], begin with top, left, height and width in pixels.
     """
     top, left, height, width = (side[:, None] for side in _rectangle(draws))
     position = tf.range(size)
@@ -189,14 +155,8 @@ def _crop_batch(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 def _interpolate(images: tf.Tensor, start: tf.Tensor, length: tf.Tensor, axis: int) -> tf.Tensor:
     """Stretches a part of an axis to the whole, bilinearly, with half-pixel centres.
 
-    Args:
-        images: [B, S, S, 3], uint8 or float32.
-        start: int32 [B], where the part of each begins.
-        length: int32 [B], and how long it is.
-        axis: 1 or 2.
-
-    Returns:
-        float32 [B, S, S, 3].
+    The part of each of [B, S, S, 3] begins at `start` and is `length` long, int32 [B]. It gives
+    float32.
     """
     size = images.shape[axis]
     last = tf.cast(length - 1, tf.float32)[:, None]

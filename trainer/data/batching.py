@@ -7,7 +7,7 @@ prepare their part of every batch together see what one would.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -70,8 +70,7 @@ def train_batches(
         in_order: function of an epoch's number (int64 scalar) to its examples, in its order:
             those of all workers, or of the lanes that are the worker's.
         batching: their batches.
-        prepare: function of the worker's examples of an epoch and of its number to `image` and
-            `genres`.
+        prepare: function of the worker's examples and of the number to `image` and `genres`.
         share: what the worker takes.
     """
     start_epoch, start_batch = batching.start
@@ -95,12 +94,6 @@ def eval_batches(
     """Returns endless passes over what `prepare` makes of examples, in batches of one size.
 
     The last batch is filled up with zeros of weight 0.
-
-    Args:
-        examples: of a split, in a fixed order.
-        batching: how many they are, and the batch size.
-        prepare: function of examples to `image` and `genres`.
-        context: which worker this is, of how many, and the number of replicas.
     """
     share = Share(batching.batch_size, context)
     weighted = prepare(share.of(examples)).map(
@@ -125,32 +118,22 @@ class Share:
     evenly among the workers, it is what comes from some of the lanes: no other need be read.
     """
 
-    def __init__(
-        self, batch_size: int, context: tf.distribute.InputContext, lanes: Sequence[int] = ()
-    ):
-        """Chooses a worker's part.
-
-        Args:
-            batch_size: global batch size.
-            context: which worker this is, of how many, and the number of replicas.
-            lanes: the sizes of the lanes.
-        """
+    def __init__(self, batch_size: int, context: tf.distribute.InputContext, num_lanes: int = 0):
         self._batch_size = batch_size
         workers, ours = context.num_input_pipelines, context.input_pipeline_id
-        self._is_whole = workers == 1
-        self.has_lanes = bool(lanes) and not len(lanes) % workers and not batch_size % len(lanes)
+        self.has_lanes = bool(num_lanes) and not num_lanes % workers and not batch_size % num_lanes
         self.lanes = slice(None)  # Those to read.
         if self.has_lanes:
-            num_ours = len(lanes) // workers
+            num_ours = num_lanes // workers
             self.lanes = slice(ours * num_ours, (ours + 1) * num_ours)
-        self.num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        self.num_replicas = context.num_replicas_in_sync // workers
         self.per_replica = batch_size // context.num_replicas_in_sync
         self.per_batch = self.per_replica * self.num_replicas
-        self._first = context.input_pipeline_id * self.per_batch
+        self._first = ours * self.per_batch
 
     def of(self, examples: tf.data.Dataset) -> tf.data.Dataset:
         """Returns this worker's part of ordered examples."""
-        if self._is_whole or self.has_lanes:
+        if self.has_lanes or self.per_batch == self._batch_size:
             return examples
 
         def is_ours(position, example):

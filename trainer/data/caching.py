@@ -19,11 +19,7 @@ class Cache(NamedTuple):
 
 
 def choose_feature_cache(num_bytes: int) -> Cache:
-    """Chooses where the features of a frozen backbone are: `in memory` or `on disk`.
-
-    Args:
-        num_bytes: what they take.
-    """
+    """Chooses where the features of a frozen backbone are: `in memory` or `on disk`."""
     free = machine.available_memory()
     fits = num_bytes <= free * _MEMORY_SHARE
     return Cache(
@@ -38,11 +34,6 @@ def choose_cache(name: str, split: splits.Split, image_size: int) -> Cache:
 
     A cache that is asked for by name is given up only if it does not fit at all: the
     system would kill the run.
-
-    Args:
-        name: of `--cache`.
-        split: the split to keep.
-        image_size: side of the decoded posters, in pixels.
     """
     free = machine.available_memory()
     sizes = {

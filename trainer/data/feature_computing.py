@@ -21,18 +21,10 @@ def compute(
     strategy: tf.distribute.Strategy,
     should_stop: Callable[[], bool],
 ) -> dict[str, features_lib.Features] | None:
-    """Returns the features of splits, by their names.
+    """Returns the features of splits, by their names, or None if `should_stop` said so.
 
-    Args:
-        config: the settings.
-        specs: how the splits are read, that of the train split first.
-        run: where they are kept if there is no memory for them.
-        backbone: model of posters to features.
-        strategy: where the replicas are.
-        should_stop: whether to give up, asked again and again.
-
-    Returns:
-        The features, or None if it was given up.
+    `specs` say how the splits are read, that of the train split first; the features are kept in
+    `run` if there is no memory for them.
 
     Raises:
         config.UsageError: `--features_dir` cannot be used, or there is no room.

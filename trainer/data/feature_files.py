@@ -28,13 +28,9 @@ _NAMES = [f"{name}.npy" for name in features_lib.Features._fields]
 def describe(
     config: config_lib.Config, split: splits.Split, backbone: keras.Model, mirrored: bool
 ) -> dict[str, Any]:
-    """Returns what features follow from, as JSON has it.
+    """Returns what features of a split follow from, as JSON has it.
 
-    Args:
-        config: the settings.
-        split: whose features they are.
-        backbone: model of posters to features.
-        mirrored: whether they have those of the mirror images.
+    `mirrored`: whether they have those of the mirror images.
     """
     digest = hashlib.sha256()
     for weight in backbone.get_weights():
@@ -59,10 +55,6 @@ def describe(
 def read(features_dir: str, about: dict[str, Any]) -> features_lib.Features | None:
     """Returns the features that are kept there, or None.
 
-    Args:
-        features_dir: `--features_dir`.
-        about: of `describe`.
-
     Raises:
         config.UsageError: they are damaged.
     """
@@ -84,11 +76,7 @@ class Collector:
     """
 
     def __init__(self, features_dir: str | os.PathLike, about: dict[str, Any]):
-        """Begins with none.
-
-        Args:
-            features_dir: in which their folder will be.
-            about: of `describe`.
+        """Begins with none, in a folder of what `describe` says.
 
         Raises:
             config.UsageError: nothing can be written there.

@@ -24,7 +24,6 @@ class Collector:
     """Takes the features of a split in memory, as they are computed."""
 
     def __init__(self, num_examples: int):
-        """Begins with none of so many, N."""
         self._num_examples, self._taken = num_examples, 0
         self._features: Features | None = None
 
@@ -38,7 +37,6 @@ class Collector:
         self._taken = rows.stop
 
     def finish(self) -> Features:
-        """Returns all that were taken."""
         return self._features
 
     def close(self) -> None:
@@ -48,9 +46,7 @@ class Collector:
 def variants(backbone: keras.Model, mirrored: bool) -> Callable[..., tf.Tensor]:
     """Returns a model of uint8 [B, S, S, 3] to the features float32 [B, V, F] of its variants.
 
-    Args:
-        backbone: model of posters to features [B, F].
-        mirrored: whether the mirror image is a variant, the second.
+    The backbone gives [B, F]. `mirrored`: whether the mirror image is a variant, the second.
     """
 
     def compute(images: tf.Tensor, training: bool) -> tf.Tensor:
@@ -68,10 +64,7 @@ def train_batches(
 ) -> tf.data.Dataset:
     """Returns endless shuffled batches of features, as `pipeline` does of posters.
 
-    Args:
-        features: of the split; one of a poster's variants is drawn for an epoch.
-        batching: their order and their batches.
-        context: which worker this is, of how many, and the number of replicas.
+    One of a poster's variants is drawn for an epoch.
 
     Yields:
         For one replica after the other, `image` float32 [B, F] and `genres` float32 [B, G].
@@ -97,12 +90,7 @@ def eval_batches(
     batching: batching_lib.Batching,
     context: tf.distribute.InputContext = batching_lib.WHOLE,
 ) -> tf.data.Dataset:
-    """Returns endless passes over features, as `pipeline` does over posters.
-
-    Args:
-        features: of the split; the posters as they are count.
-        batching: their batches.
-        context: which worker this is, of how many, and the number of replicas.
+    """Returns endless passes over features of posters as they are, as `pipeline` does over posters.
 
     Yields:
         For one replica after the other, `image` float32 [B, F], `genres` float32 [B, G]

@@ -20,10 +20,10 @@ DRAWS = (5,)  # What is drawn for a poster.
 def draw(
     size: int, mixup: float, cutmix: float, seed: int, epoch: tf.Tensor, key: tf.Tensor
 ) -> tf.Tensor:
-    """Draws how an epoch mixes a poster with its partner.
+    """Draws how an epoch mixes a poster of side `size` with its partner.
 
     Args:
-        size: S, side of the poster in pixels.
+        size: S, in pixels.
         mixup: a of the distribution Beta(a, a) of a poster's own share; 0: no MixUp.
         cutmix: the same for CutMix; each has half of the posters if both are chosen.
         seed: of the run.
@@ -64,9 +64,6 @@ def mix_batch(
         images: uint8 [B, S, S, 3].
         genres: float32 [B, G], 0 to 1.
         draws: float32 [B, 5], of `draw`.
-
-    Returns:
-        uint8 [B, S, S, 3] and float32 [B, G].
     """
     share, rectangle = draws[:, 0], draws[:, 1:]
     is_cut = tf.reduce_prod(rectangle[:, 2:], axis=1) > 0

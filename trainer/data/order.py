@@ -40,12 +40,10 @@ class Lane(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """How many records each section has."""
         return [sum(piece.take for piece in pieces) for pieces in self.sections]
 
     @property
     def size(self) -> int:
-        """How many records it has."""
         return sum(self.sizes)
 
     @property
@@ -75,11 +73,8 @@ def in_order(
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
     """Returns a function of an epoch's number (int64 scalar) to what it reads of some lanes.
 
-    Args:
-        split_lanes: those that are read.
-        batching: gives the seed and the shuffle buffer of all lanes.
-        keep: what becomes of each section's records before they are put in order, with a cache at
-            its end; None: they are read anew in each epoch, as they are.
+    Before they are put in order, `keep` makes of each section's records what has a cache at its
+    end; without it they are read anew in each epoch, as they are.
     """
     readers = [_reader(lane) for lane in split_lanes]
     kept = keep and [
@@ -113,10 +108,7 @@ def divisible(
     """Returns a function of an epoch's number (int64 scalar) to the records of a split.
 
     Workers of a tf.data service can divide their pieces, which are in an order of (seed, epoch).
-
-    Args:
-        split: of which all is read.
-        batching: gives the seed and the shuffle buffer, of which each worker has one.
+    Each worker has a shuffle buffer of its own.
     """
     sections = [[piece] for piece in split.pieces(0, split.num_examples)]
     all_of_it = Lane(0, sections, 0)

@@ -72,7 +72,6 @@ class PipelineSpec:
 
     @property
     def is_changed(self) -> bool:
-        """Whether posters are changed at all."""
         return bool(self.augment or self.drawn_for_step)
 
     @property
@@ -141,10 +140,6 @@ def train_batches(
     each a slice of every batch. What does not fill a batch at the end of an epoch is left out; in
     another epoch, of another order, these are others.
 
-    Args:
-        spec: of the pipeline.
-        context: which worker this is, of how many, and the number of replicas.
-
     Yields:
         For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
         [B, G], multi-hot, where B is the batch size divided by the replicas; and what
@@ -152,7 +147,7 @@ def train_batches(
     """
     keeps_decoded = spec.cache in ("decoded", "disk")
     lanes = order.lanes(spec.split)
-    share = batching_lib.Share(spec.batch_size, context, [lane.size for lane in lanes])
+    share = batching_lib.Share(spec.batch_size, context, len(lanes))
     ours = lanes[share.lanes]
 
     def keep(records, section):
@@ -182,14 +177,7 @@ def service_batches(
     the order in which they are ready: what is left of an epoch that was interrupted is made up of
     other examples.
 
-    Args:
-        spec: of the pipeline; the dataset is on storage that the service's workers reach,
-            and nothing is cached.
-        service: the dispatcher, `grpc://host:port`.
-        context: which worker this is, of how many, and the number of replicas.
-
-    Yields:
-        As `train_batches`.
+    The dataset is on storage that the workers of `service`, `grpc://host:port`, reach.
     """
     batching = spec.batching
     share = batching_lib.Share(spec.batch_size, context)
@@ -216,12 +204,8 @@ def eval_batches(
 ) -> tf.data.Dataset:
     """Returns endless passes over a split, in a fixed order, in batches of one size.
 
-    A pass is `spec.batching.steps_per_pass` global batches. The last is filled up with
-    black posters of weight 0, so that every example counts exactly once.
-
-    Args:
-        spec: of the pipeline; its cache is `encoded` or `none`.
-        context: which worker this is, of how many, and the number of replicas.
+    The cache is `encoded` or `none`. A pass is `spec.batching.steps_per_pass` batches; the last is
+    filled up with black posters of weight 0, so that every example counts exactly once.
 
     Yields:
         For one replica after the other, `image` uint8 [B, S, S, 3], `genres` float32
@@ -236,15 +220,7 @@ def eval_batches(
 
 
 def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the split's first poster and what is made of it in the first epochs.
-
-    Args:
-        spec: of the pipeline, with changes.
-        count: how many epochs.
-
-    Returns:
-        uint8 [S, S, 3] and uint8 [count, S, S, 3].
-    """
+    """Returns a split's first poster, uint8 [S, S, 3], and what `count` epochs make of it."""
     examples = list(spec.split.read().take(2).map(spec.load))  # And a partner.
     variants = []
     for epoch in range(count):

@@ -42,12 +42,6 @@ _FILL = 128
 def draw(magnitude: float, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Draws an epoch's two changes to a poster, of which one may be none.
 
-    Args:
-        magnitude: of the changes, 0 to 10.
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the poster from others.
-
     Returns:
         float32 [10], the strength of each change, -1 to 1; 0: not chosen.
     """
@@ -63,15 +57,7 @@ def draw(magnitude: float, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Te
 
 
 def augment_batch(images: tf.Tensor, strengths: tf.Tensor) -> tf.Tensor:
-    """Changes posters, without a branch or a loop.
-
-    Args:
-        images: uint8 [B, S, S, 3].
-        strengths: float32 [B, 10], of `draw`.
-
-    Returns:
-        uint8 [B, S, S, 3].
-    """
+    """Changes posters, uint8 [B, S, S, 3], by float32 [B, 10] of `draw`."""
     of = dict(zip(_CHANGES, tf.unstack(strengths, axis=1), strict=True))
     size = images.shape[1]
     angle = _ROTATED * of["rotate"]
@@ -96,14 +82,8 @@ def augment_batch(images: tf.Tensor, strengths: tf.Tensor) -> tf.Tensor:
 def _warp(images: tf.Tensor, rows: tuple, columns: tuple) -> tf.Tensor:
     """Moves the pixels of posters bilinearly, with grey where there were none.
 
-    Args:
-        images: uint8 [B, S, S, 3].
-        rows: a, b, c [B], of the row a * y + b * x + c that comes to row y and column x, both
-            counted from the poster's centre.
-        columns: the same of the column.
-
-    Returns:
-        float32 [B, S, S, 3].
+    `rows` are a, b, c [B], of the row a * y + b * x + c that comes to row y and column x, both
+    counted from the poster's centre; `columns` the same of the column. It gives float32.
     """
     size = images.shape[1]
     from_centre = tf.range(size, dtype=tf.float32) - (size - 1) / 2

@@ -91,13 +91,7 @@ def choose_validation(config: config_lib.Config, train: splits.Split) -> str:
 def make_spec(
     config: config_lib.Config, split: splits.Split, **changes: Any
 ) -> pipeline.PipelineSpec:
-    """Returns what a pipeline of posters needs for evaluation.
-
-    Args:
-        config: the settings.
-        split: the split to read.
-        **changes: attributes of `PipelineSpec`, in the place of its defaults.
-    """
+    """Returns what a pipeline of posters needs for evaluation; `changes` are of its attributes."""
     settings = {"batch_size": config.batch_size, **changes}
     return pipeline.PipelineSpec(split, config.image_size, **settings)
 
@@ -105,13 +99,7 @@ def make_spec(
 def make_train_spec(
     config: config_lib.Config, split: splits.Split, **changes: Any
 ) -> pipeline.PipelineSpec:
-    """Returns what a pipeline of posters needs for training.
-
-    Args:
-        config: the settings.
-        split: the split to read.
-        **changes: attributes of `PipelineSpec`, in the place of its defaults.
-    """
+    """Returns what a pipeline of posters needs for training; `changes` are of its attributes."""
     # A frozen backbone's features are shuffled whole.
     frozen = config.freeze == config_lib.BACKBONE
     augment = () if frozen else config.augmentations
@@ -134,27 +122,20 @@ def make_train_spec(
 
 
 def poster_ids_of_step(config: config_lib.Config, split: splits.Split, step: int) -> list[str]:
-    """Returns the Ids of the posters that a run trains on in a step.
+    """Returns the Ids of the posters that a run without a data service trains on in a step.
 
-    Args:
-        config: the settings, without a data service.
-        split: the train split.
-        step: counted from 1.
+    Steps are counted from 1.
     """
     batching = make_train_spec(config, split, start_step=step - 1).batching
     epoch, batch = batching.start
     number = tf.constant(epoch, tf.int64)
     if config.freeze == config_lib.BACKBONE:
-        in_order = batching.shuffled(split.read().map(_poster_id), number)
+        in_order = batching.shuffled(split.read().map(lambda e: e["poster_id"]), number)
     else:
         in_order = order.in_order(order.lanes(split), batching)(number)
-        in_order = in_order.map(lambda record: _poster_id(split.parse(record)))
+        in_order = in_order.map(lambda record: split.parse(record)["poster_id"])
     of_step = in_order.skip(batch * batching.batch_size).take(batching.batch_size)
     return [name.decode() for name in batching_lib.finish(of_step).as_numpy_iterator()]
-
-
-def _poster_id(example: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    return example["poster_id"]
 
 
 def open_inputs(
@@ -168,17 +149,8 @@ def open_inputs(
 ) -> Inputs | None:
     """Returns batches of posters, or of the features that a frozen backbone has for them.
 
-    Args:
-        config: the settings.
-        data: the run's splits.
-        run: where a cache on disk is kept.
-        model: what is trained.
-        strategy: where the replicas are.
-        start_step: batches that an interrupted run has trained on.
-        should_stop: whether to give up computing features, asked again and again.
-
-    Returns:
-        The batches, or None if it was given up.
+    They begin after `start_step` batches that an interrupted run has trained on. Where features
+    are computed, `should_stop` is asked again and again; it is None if that said so.
 
     Raises:
         config.UsageError: features cannot be kept where they are to be.
@@ -199,7 +171,6 @@ def open_inputs(
 def _poster_inputs(
     config: config_lib.Config, data: RunData, run: directory.RunDirectory, start_step: int
 ) -> Inputs:
-    """Returns batches of posters, from where an interrupted run left off."""
     spec = make_train_spec(config, data.train, cache=data.cache.name, start_step=start_step)
 
     def train(context):
@@ -231,7 +202,6 @@ def _feature_inputs(
     features: Mapping[str, features_lib.Features],
     start_step: int,
 ) -> Inputs:
-    """Returns batches of the features of splits, by their names."""
     train = make_train_spec(config, data.train, start_step=start_step)
     return Inputs(
         functools.partial(features_lib.train_batches, features[data.train.name], train.batching),

@@ -32,8 +32,7 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Opens a built dataset; `poster_tfds/synthetic` is built if need be.
 
     Raises:
-        config.UsageError: the dataset is unknown or not built; the message has the
-            command that builds it. Or it is on an object store that is not read.
+        config.UsageError: the dataset is unknown, not built or on an object store that is not read.
     """
     try:
         object_stores.check_readable(data_dir, "--data_dir")
@@ -63,11 +62,6 @@ def open_dataset(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def open_split(dataset: str, data_dir: str, name: str) -> "Split":
-    """Opens a split, as TFDS writes its name, of a built dataset.
-
-    Raises:
-        config.UsageError: there is no such dataset or split.
-    """
     return Split(open_dataset(dataset, data_dir), name)
 
 
@@ -109,7 +103,6 @@ class Split:
             raise config_lib.UsageError(f"{full_name}: no example is in {self.name!r}.")
 
     def __str__(self) -> str:
-        """Returns the name."""
         return self.name
 
     @property
@@ -119,7 +112,6 @@ class Split:
 
     @functools.cached_property
     def num_examples(self) -> int:
-        """How many posters it has."""
         return self.builder.info.splits[self.name].num_examples
 
     @property
@@ -209,7 +201,6 @@ class Split:
         )
 
     def overlaps(self, other: "Split") -> bool:
-        """Returns whether an example of the dataset is in both splits."""
         found = collections.defaultdict(list)
         for piece in self.pieces(0, self.num_examples):
             found[piece.path].append(piece)
@@ -238,11 +229,9 @@ class Split:
             ) from error
 
     def find_damage(self) -> str:
-        """Reads the shards one by one and describes what is wrong with them.
+        """Reads the shards and returns a line for each damaged one; empty if all is well.
 
-        Returns:
-            A line for each damaged shard: its file and what TensorFlow says, with the byte
-            at which its first bad record begins. Empty if all is well.
+        It has the file, what TensorFlow says and the byte at which the first bad record begins.
         """
         faults = []
         shards = zip(self._whole.filepaths, self._whole.shard_lengths, strict=True)

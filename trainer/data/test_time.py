@@ -12,16 +12,13 @@ _ENLARGED = 1.25  # The second of two sizes.
 
 
 def variants(images: tf.Tensor, tta: str) -> list[tf.Tensor]:
-    """Returns posters and their variants.
+    """Returns posters and their variants: tensors like `images`, which come first.
 
     Args:
         images: uint8 [B, S, S, 3].
         tta: of `config.TTA`. mirror: the mirror image too; sizes: also the middle of the poster,
             enlarged to 1.25 times its size, as models take posters of one size. With both there
             are four variants.
-
-    Returns:
-        Tensors like `images`, which come first.
     """
     found = [images]
     if "sizes" in tta:
@@ -39,10 +36,6 @@ def averaged(model: keras.Model, tta: str) -> Callable[..., tf.Tensor]:
 
     Of logits, and not of probabilities, as all that scores answers takes logits; both are
     measured alike. The cross-entropy of either mean is at most the mean of the variants'.
-
-    Args:
-        model: uint8 [B, S, S, 3] to logits [B, G].
-        tta: of `config.TTA`; none: the model itself.
     """
     if tta == config_lib.NO_TTA:
         return model

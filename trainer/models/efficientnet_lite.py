@@ -65,17 +65,11 @@ def efficientnet_lite(config: config_lib.Config, num_genres: int, precision: str
 def create_backbone(
     name: str, image_size: int, precision: str, synchronized: bool = True
 ) -> keras.Model:
-    """Returns a network without its classifier, with fresh weights.
+    """Returns a network of `SCALES` without its classifier, with fresh weights.
 
-    Args:
-        name: of the network, one of `SCALES`.
-        image_size: side S of the input, in pixels.
-        precision: Keras dtype policy.
-        synchronized: whether several replicas share the batch's statistics.
-
-    Returns:
-        Model of uint8 [N, S, S, 3] to features [N, 1280]; 3,413,024 parameters (Lite0), 4,189,344
-        (Lite1) or 4,869,168 (Lite2).
+    It takes uint8 [N, S, S, 3] to features [N, 1280] and has 3,413,024 parameters (Lite0),
+    4,189,344 (Lite1) or 4,869,168 (Lite2). `synchronized`: whether several replicas share the
+    batch's statistics.
     """
 
     def convolve(x, name, filters, kernel_size=1, strides=1, activation="relu6"):

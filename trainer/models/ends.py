@@ -11,7 +11,6 @@ RESCALE = 1 / 255
 
 
 def pixel_input(config: config_lib.Config) -> keras.KerasTensor:
-    """Returns the input of every model: uint8 [N, S, S, 3]."""
     return keras.Input((config.image_size, config.image_size, 3), dtype="uint8", name="pixels")
 
 
@@ -20,12 +19,7 @@ def with_head(
 ) -> keras.Model:
     """Returns a model of two layers, `backbone` and a `head` of one or two dense layers.
 
-    Args:
-        backbone: uint8 [N, S, S, 3] to features [N, F].
-        config: its `model`, `head_units` and `dropout` count, and whether there are
-            `pretrained_weights`.
-        num_genres: width G of the output.
-        precision: Keras dtype policy.
+    The backbone takes uint8 [N, S, S, 3] and gives features [N, F].
     """
     head = [keras.Input(backbone.output.shape[1:], name="features")]
     if config.head_units:
@@ -46,14 +40,9 @@ def with_head(
 
 
 def feature_extractor(model: keras.Model) -> keras.Model:
-    """Returns the part of a model that makes features of posters, with the model's own weights.
+    """Returns the part of a model that makes features [N, F] of posters, with its own weights.
 
-    Args:
-        model: uint8 [N, S, S, 3] to logits, as `registry.create_model` returns it.
-
-    Returns:
-        Model of uint8 [N, S, S, 3] to features [N, F]: the backbone or, of a model without one, all
-        layers below `logits`.
+    It is the backbone or, of a model without one, all layers below `logits`.
     """
     if has_backbone(model):
         return model.get_layer(config_lib.BACKBONE)
@@ -61,5 +50,4 @@ def feature_extractor(model: keras.Model) -> keras.Model:
 
 
 def has_backbone(model: keras.Model) -> bool:
-    """Returns whether a model consists of a backbone and a head."""
     return any(layer.name == config_lib.BACKBONE for layer in model.layers)

@@ -16,13 +16,7 @@ _STANDARD_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 def create_backbone(name: str, image_size: int, precision: str) -> keras.Model:
     """Returns a network of keras.applications without its classifier, with fresh weights.
 
-    Args:
-        name: of the function, as EfficientNetV2B0.
-        image_size: side S of the input, in pixels.
-        precision: Keras dtype policy.
-
-    Returns:
-        Model of uint8 [N, S, S, 3] to features [N, F], with the network's own preprocessing.
+    It takes uint8 [N, S, S, 3] to features [N, F], with the network's own preprocessing.
 
     Raises:
         config.UsageError: there is no such network, or it cannot take images of this size.
@@ -53,10 +47,7 @@ def create_backbone(name: str, image_size: int, precision: str) -> keras.Model:
 def load_weights(backbone: keras.Model, name: str, source: str | os.PathLike) -> None:
     """Puts weights into what `create_backbone` returned.
 
-    Args:
-        backbone: the network.
-        name: its name.
-        source: `imagenet`, which Keras downloads, or a file written by `save_weights`.
+    `source` is `imagenet`, which Keras downloads, or a file written by `save_weights`.
 
     Raises:
         config.UsageError: they cannot be had, or are of another network.
@@ -80,7 +71,6 @@ class Normalization(keras.layers.Normalization):
     """Keras's, by what its variables hold: Keras's own keeps copies that no checkpoint changes."""
 
     def call(self, inputs):
-        """Normalizes [N, H, W, C]."""
         self.finalize_state()
         return super().call(inputs)
 

@@ -55,16 +55,9 @@ def read_network(preset: str) -> dict[str, Any]:
 def create_backbone(network: dict[str, Any], image_size: int, precision: str) -> keras.Model:
     """Returns a preset's network, with fresh weights.
 
-    What it gives is pooled as KerasHub's classifiers do: the mean over all places or, where there
-    is a class token, that token. SigLIP's network does so itself.
-
-    Args:
-        network: what `read_network` returned.
-        image_size: side S of the input, in pixels.
-        precision: Keras dtype policy.
-
-    Returns:
-        Model of uint8 [N, S, S, 3] to features [N, F], with the preset's own scaling.
+    It takes uint8 [N, S, S, 3] to features [N, F], with the preset's own scaling. What it gives is
+    pooled as KerasHub's classifiers do: the mean over all places or, where there is a class token,
+    that token. SigLIP's network does so itself.
 
     Raises:
         config.UsageError: KerasHub is not installed, or the network cannot take images of this
@@ -139,7 +132,6 @@ def _of_images(network: keras.Model) -> keras.Model:
 
 
 def _build(network: dict[str, Any], image_size: int, precision: str) -> keras.Model:
-    """Returns KerasHub's network at another image size and precision."""
     settings = {**network["backbone"]["config"], "dtype": precision}
     if "image_shape" in settings:  # EfficientNet takes any size.
         settings["image_shape"] = (image_size, image_size, 3)
@@ -155,7 +147,7 @@ def _between_ends(
     """Returns the layers of KerasHub's network between a scaling of pixels and a pooling."""
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
     levels = keras.layers.Rescaling(network["scale"], network["offset"], dtype=precision)(pixels)
-    # Not `inner(...)`, so that its layers can be frozen, and learn at rates of their own.
+    # Not `inner(...)`, so that its layers can be frozen by name.
     outputs = inner.call(keras.tree.map_structure(lambda _: levels, inner.input))
     return keras.Model(pixels, _pool(outputs, inner, precision), name=config.BACKBONE)
 

