@@ -9,11 +9,10 @@ import pytest
 import tensorflow as tf
 
 from tests import conftest
-from tests.test_resume import finish, metrics, start
 from trainer import config
 from trainer.data import pipeline, splits
 
-SIZE, NUM_TRAIN, BATCH = 48, 510, 36
+SIZE, BATCH, STEPS = 32, 12, 4  # Of 54 posters an epoch leaves 6 out.
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,8 @@ def service():
     yield address
     for process in (*workers, dispatcher):
         process.send_signal(signal.SIGTERM)
-        assert "Stopped." in finish(process)
+        assert "Stopped." in process.communicate(timeout=60)[0]
+        assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -39,67 +39,57 @@ def split(data_dir):
     return splits.open_split("poster_tfds/synthetic", str(data_dir), "train")
 
 
+@pytest.fixture(scope="module")
+def all_posters(split):
+    spec = pipeline.PipelineSpec(split, SIZE, 54)
+    return posters(pipeline.eval_batches(spec).take(1).as_numpy_iterator())
+
+
 def batches(split, service, count, index=0, workers=1, **settings):
-    settings = {"shuffle_buffer": 510, **settings}
-    spec = pipeline.PipelineSpec(split, SIZE, BATCH, seed=1, **settings)
+    spec = pipeline.PipelineSpec(split, SIZE, BATCH, seed=1, shuffle_buffer=8, **settings)
     context = tf.distribute.InputContext(workers, index, workers)
     dataset = pipeline.service_batches(spec, service, context)
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
 def posters(batches):
-    """Returns each poster with its genres, in an order of their own."""
-    return sorted(
+    """Returns each poster with its genres."""
+    return [
         (image.tobytes(), genres.tobytes())
         for batch in batches
         for image, genres in zip(batch["image"], batch["genres"], strict=True)
-    )
+    ]
 
 
-@pytest.fixture(scope="module")
-def expected(split):
-    dataset = pipeline.train_batches(pipeline.PipelineSpec(split, SIZE, BATCH, shuffle_buffer=510))
-    return posters(itertools.islice(dataset.as_numpy_iterator(), 15))
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_example_comes_at_most_once_an_epoch(split, service, all_posters, workers):
+    """The workers of the service divide the shards of each training worker."""
+    found = [batches(split, service, 2 * STEPS, index, workers) for index in range(workers)]
+    assert {len(batch["image"]) for worker in found for batch in worker} == {BATCH // workers}
+    epochs = [
+        posters(batch for worker in found for batch in worker[start : start + STEPS])
+        for start in (0, STEPS)
+    ]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == STEPS * BATCH
+        assert set(epoch) <= set(all_posters)
+    assert epochs[0] != epochs[1]
 
 
-def test_each_example_comes_once_an_epoch(split, service, expected):
-    found = batches(split, service, 30)
-    sizes = [len(batch["image"]) for batch in found]
-    assert sizes == [*[BATCH] * 14, 6] * 2
-    assert posters(found[:15]) == posters(found[15:]) == expected
-    assert any(
-        (a["image"] != b["image"]).any() for a, b in zip(found[:14], found[15:29], strict=True)
-    )
+@pytest.mark.slow
+def test_the_service_makes_the_changes_that_are_asked_for(split, service, all_posters):
+    changed = posters(batches(split, service, STEPS, augment=("flip",)))
+    kept = len(set(changed) & set(all_posters))
+    assert 0.2 * STEPS * BATCH < kept < 0.8 * STEPS * BATCH
 
 
-def test_shards_come_in_another_order_in_each_epoch(split, service):
-    """Without a buffer, the first posters of an epoch are those of its first shards."""
-    found = batches(split, service, 30, shuffle_buffer=1)
-    early, early_again = (set(posters(found[first : first + 3])) for first in (0, 15))
-    assert len(early) > 0.9 * 3 * BATCH
-    assert len(early & early_again) < 0.5 * 3 * BATCH
-
-
-def test_each_example_comes_once_over_three_training_workers(split, service, expected):
-    found = [batches(split, service, 15, index, 3) for index in range(3)]
-    assert {len(worker) for worker in found} == {15}
-    assert posters(itertools.chain(*found)) == expected
-    assert all(len(batch["image"]) <= BATCH // 3 for worker in found for batch in worker)
-
-
-def test_the_service_makes_the_changes_that_are_asked_for(split, service, expected):
-    changed = posters(batches(split, service, 15, augment=("flip",)))
-    kept = len(set(changed) & set(expected))
-    assert 0.4 * NUM_TRAIN < kept < 0.6 * NUM_TRAIN
-
-
-def test_the_trainer_counts_each_poster_once(data_dir, tmp_path, service, run_dir):
-    flags = (f"--data_service={service}", "--epochs=1")
-    printed = finish(start(data_dir, tmp_path, *flags))
-    assert f"cache none: {service} reads the train split" in printed
-    for ours, theirs in zip(metrics(tmp_path), metrics(run_dir), strict=False):
-        assert ours["constant"] == pytest.approx(theirs["constant"])
-        assert np.isfinite(ours["loss"])
+@pytest.mark.slow
+def test_the_trainer_trains_on_what_the_service_reads(data_dir, tmp_path, service, capsys):
+    conftest.train(data_dir, tmp_path, data_service=service)
+    assert f"cache none: {service} reads the train split" in capsys.readouterr().out
+    losses = [r["loss"] for r in conftest.read_metrics(tmp_path) if r["split"] == "train"]
+    assert np.isfinite(losses).all() and len(losses) == 2
 
 
 def test_what_cannot_be_is_refused(data_dir, tmp_path):
@@ -107,6 +97,5 @@ def test_what_cannot_be_is_refused(data_dir, tmp_path):
         config.Config(data_service="grpc://x:1", deterministic=True)
     with pytest.raises(config.UsageError, match="leave out --cache=disk"):
         config.Config(data_service="grpc://x:1", cache="disk")
-    printed = finish(start(data_dir, tmp_path, "--data_service=grpc://localhost:1"), returncode=1)
-    assert "--data_service=grpc://localhost:1: no server answers there" in printed
-    assert "Traceback" not in printed
+    with pytest.raises(config.UsageError, match="localhost:1: no server answers there"):
+        conftest.train(data_dir, tmp_path, data_service="grpc://localhost:1")

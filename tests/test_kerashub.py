@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import run, train
+from tests import conftest
 from trainer import config
 from trainer.models import kerashub, registry
 from trainer.run import checkpoints
@@ -115,11 +115,11 @@ def test_features_are_those_of_kerashub(keras_hub, name, tmp_path):
     assert backbone.count_params() == network.count_params()
 
 
-def test_a_run_is_exported_where_the_preset_is_no_more(keras_hub, data_dir, tmp_path):
+def test_a_run_is_restored_where_the_preset_is_no_more(keras_hub, data_dir, tmp_path):
     preset, run_dir = tmp_path / "preset", tmp_path / "run"
     save_preset(keras_hub, "resnet", preset)
-    flags = (f"--model=kerashub:{preset}", "--pretrained_weights=imagenet", "--head_epochs=1")
-    train(*flags, "--freeze=conv*", "--epochs=1", data_dir=data_dir, run_dir=run_dir)
+    settings = {"model": f"kerashub:{preset}", "pretrained_weights": "imagenet", "image_size": SIZE}
+    conftest.train(data_dir, run_dir, **settings, head_epochs=1, freeze="conv*", epochs=1)
     given = kerashub_config(preset, pretrained_weights="imagenet")
     before = registry.create_model(given, 8, "float32")
     registry.load_pretrained_weights(before, given)
@@ -132,8 +132,6 @@ def test_a_run_is_exported_where_the_preset_is_no_more(keras_hub, data_dir, tmp_
         pairs = zip(layer.get_weights(), new.get_layer(layer.name).get_weights(), strict=True)
         is_same = all(np.array_equal(a, b) for a, b in pairs)
         assert is_same == layer.name.startswith("conv"), layer.name
-    export_dir = tmp_path / "export"
-    run(sys.executable, "-m", "export", f"--run_dir={run_dir}", f"--export_dir={export_dir}")
 
 
 def test_weights_for_another_image_size_are_refused_by_name(keras_hub, tmp_path):

@@ -7,8 +7,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from tests import test_train_step
-from trainer import config, steps
+from trainer import config
 from trainer.data import mixing
 
 SIZE = 40
@@ -86,35 +85,16 @@ def test_seed_epoch_and_example_each_count():
 def test_posters_and_genres_are_mixed_with_the_next_ones(jit_compile):
     mix_batch = tf.function(mixing.mix_batch, jit_compile=jit_compile)
     for size in (6, 1):
-        (batch,) = test_train_step.make_batches([size], image_size=SIZE)
+        rng = np.random.default_rng(0)
+        batch = {
+            "image": rng.integers(0, 256, (size, SIZE, SIZE, 3)).astype(np.uint8),
+            "genres": (rng.random((size, 4)) < 0.4).astype(np.float32),
+        }
         images, genres = mix_batch(batch["image"], batch["genres"], draws(1.0, 1.0)[:size])
         expected_images, expected_genres = mix(batch, draws(1.0, 1.0)[:size])
         assert images.dtype == tf.uint8
         assert np.abs(images.numpy() - expected_images).max() <= 0.501
         np.testing.assert_allclose(genres, expected_genres, atol=1e-6)
-    images, genres = mix_batch(images[:0], genres[:0], draws(1.0, 1.0)[:0])
-    assert images.shape == (0, SIZE, SIZE, 3) and genres.shape == (0, 4)
-
-
-def change(batch):
-    images, genres = mixing.mix_batch(batch["image"], batch["genres"], batch["mixing"])
-    return {"image": images, "genres": genres}
-
-
-def test_a_step_trains_on_mixed_genres_and_gives_back_the_posters_own():
-    batches = test_train_step.make_batches([8, 5], image_size=46)
-    drawn = [{**batch, "mixing": draws(1.0, 1.0)[: len(batch["genres"])]} for batch in batches]
-    mixed = [{name: v.numpy() for name, v in change(batch).items()} for batch in drawn]
-    own, logits, weights = test_train_step.train_on(drawn, [2], augment=change)
-    soft, expected_logits, expected = test_train_step.train_on(mixed, [2])
-    np.testing.assert_array_equal(own, np.concatenate([batch["genres"] for batch in batches]))
-    assert np.mean((soft > 0) & (soft < 1)) > 0.1
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
-    for a, b in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    compiled = steps.Computation(jit_compile=True)
-    _, found, _ = test_train_step.train_on(drawn, [1], augment=change, computation=compiled)
-    np.testing.assert_allclose(found, expected_logits[:8], atol=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
-"""Every poster once an epoch, its own pixels, its own genres, in a repeatable order."""
+"""Every poster with its own pixels and genres, in one order whatever is kept and whoever reads."""
 
 import io
 import itertools
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,12 +14,10 @@ from PIL import Image
 from poster_tfds import machine
 from tests import conftest, test_preprocessing
 from trainer import config, runtime
-from trainer.data import caching, pipeline, splits
+from trainer.data import batching, caching, order, pipeline, run_data, splits
 
-SIZE = 48
-NUM_TRAIN, NUM_TEST, BATCH = 510, 90, 32
-STEPS = 16
-CACHES = ["decoded", "encoded", "none"]  # `disk` needs a file: see its own test.
+SIZE, BATCH, STEPS = 32, 16, 3  # Of 54 posters an epoch leaves 6 out.
+NUM_TRAIN, NUM_TEST = conftest.NUM_TRAIN, conftest.NUM_TEST
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +26,34 @@ def split(data_dir):
 
 
 @pytest.fixture(scope="module")
-def evaluated(data_dir):
-    return splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
+def evaluated(split):
+    return splits.Split(split.builder, "test")
 
 
-def train_batches(split, num_batches, **overrides):
-    settings = {
-        "image_size": SIZE,
-        "batch_size": BATCH,
-        "shuffle_buffer": NUM_TRAIN,
-        **overrides,
-    }
-    dataset = pipeline.train_batches(pipeline.PipelineSpec(split, **settings))
-    return list(itertools.islice(dataset.as_numpy_iterator(), num_batches))
+@pytest.fixture
+def copy(split, tmp_path):
+    """The split in a copy of the dataset, whose shards can be taken away."""
+    shutil.copytree(split.builder.data_path, tmp_path / split.builder.info.full_name)
+    return splits.open_split("poster_tfds/synthetic", str(tmp_path), "train")
 
 
-def content(batches):
-    """The examples of some batches as a sorted list of bytes."""
+def make_spec(split, **settings):
+    return pipeline.PipelineSpec(
+        split, SIZE, **{"batch_size": BATCH, "shuffle_buffer": 24, "seed": 3, **settings}
+    )
+
+
+def take(dataset, count):
+    return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
+def content(*batches):
+    """The examples of batches, in an order of their own."""
     return sorted(
         image.tobytes() + genres.tobytes()
         for batch in batches
@@ -51,151 +62,158 @@ def content(batches):
 
 
 @pytest.fixture(scope="module")
-def expected_train(split):
-    """All of the train split, decoded by Pillow and resized by the textbook."""
-    examples = []
-    names = split.genres
-    for example in tfds.as_numpy(
-        split.builder.as_dataset("train", decoders={"image": tfds.decode.SkipDecoding()})
-    ):
-        genres = np.zeros(len(names), np.float32)
-        genres[example["genres"]] = 1
-        examples.append((example["image"], genres))
-    return examples
+def whole(split):
+    """Four epochs, read anew each time."""
+    return take(pipeline.train_batches(make_spec(split)), 4 * STEPS)
 
 
-def test_a_poster_comes_with_its_own_pixels_and_genres(split, expected_train, synthetic_posters):
-    batches = train_batches(split, STEPS)
-    images = np.concatenate([batch["image"] for batch in batches])
-    genres = np.concatenate([batch["genres"] for batch in batches])
-    for jpeg, expected_genres in expected_train[:10]:
-        with Image.open(io.BytesIO(jpeg)) as image:
+def test_each_epoch_leaves_other_posters_out_and_has_an_order_of_its_own(whole):
+    assert {len(batch["image"]) for batch in whole} == {BATCH}
+    epochs = [content(*whole[i : i + STEPS]) for i in range(0, len(whole), STEPS)]
+    for epoch in epochs:
+        assert len(set(epoch)) == STEPS * BATCH
+    assert len({*epochs[0], *epochs[1], *epochs[2], *epochs[3]}) == NUM_TRAIN
+    assert all(a != b for a, b in itertools.pairwise(epochs))
+    assert content(whole[0]) != content(whole[STEPS])
+
+
+def test_a_poster_comes_with_its_own_pixels_and_genres(split, whole):
+    """As decoded by Pillow and resized by the textbook."""
+    images, genres = (np.concatenate([batch[k] for batch in whole]) for k in ("image", "genres"))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for example in tfds.as_numpy(split.builder.as_dataset("train[:8]", decoders=decoders)):
+        with Image.open(io.BytesIO(example["image"])) as image:
             exact = test_preprocessing.bilinear(np.asarray(image), SIZE)
         distances = np.abs(images - exact).max(axis=(1, 2, 3))
         assert distances.min() <= 0.51
-        np.testing.assert_array_equal(genres[distances.argmin()], expected_genres)
+        expected = np.isin(np.arange(len(split.genres)), example["genres"])
+        np.testing.assert_array_equal(genres[distances.argmin()], expected)
 
 
-@pytest.mark.parametrize("cache", CACHES)
-def test_each_epoch_has_every_poster_once_and_an_order_of_its_own(split, cache):
-    batches = train_batches(split, 2 * STEPS, cache=cache)
-    assert [len(b["image"]) for b in batches] == ([BATCH] * (STEPS - 1) + [NUM_TRAIN % BATCH]) * 2
-    first, second = batches[:STEPS], batches[STEPS:]
-    assert content(first) == content(second)
-    assert len(set(content(first))) == NUM_TRAIN
-    assert any(
-        (a["image"] != b["image"]).any() for a, b in zip(first[:-1], second[:-1], strict=True)
-    )
+@pytest.mark.parametrize("cache", ["encoded", "decoded", "disk"])
+def test_what_is_kept_is_not_read_again_and_gives_the_same_batches(copy, whole, cache, tmp_path):
+    file = str(tmp_path / "posters") if cache == "disk" else ""
+    batches = pipeline.train_batches(make_spec(copy, cache=cache, cache_file=file))
+    batches = batches.as_numpy_iterator()
+    found = list(itertools.islice(batches, STEPS + 1))  # And a look at the next.
+    for shard in {piece.path for piece in copy.pieces(0, copy.num_examples)}:
+        os.unlink(shard)
+    found += itertools.islice(batches, 3 * STEPS - 1)
+    assert_same(found, whole)
 
 
-def test_the_order_depends_on_the_seed_alone(split):
-    decoded, encoded, other = (
-        train_batches(split, STEPS + 2, cache=cache, seed=seed)
-        for cache, seed in (("decoded", 3), ("encoded", 3), ("encoded", 4))
-    )
-    for a, b in zip(decoded, encoded, strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
-    assert any((a["genres"] != b["genres"]).any() for a, b in zip(encoded[:9], other, strict=False))
+@pytest.mark.parametrize("start_step", [2, STEPS, STEPS + 1])
+def test_a_resumed_pipeline_goes_on_where_the_other_stopped(split, whole, start_step):
+    spec = make_spec(split, start_step=start_step)
+    assert_same(take(pipeline.train_batches(spec), 4), whole[start_step : start_step + 4])
 
 
-@pytest.mark.parametrize("start_step", [5, STEPS, STEPS + 3])
-def test_a_resumed_pipeline_goes_on_where_the_other_stopped(split, start_step):
-    whole = train_batches(split, start_step + 4)
-    resumed = train_batches(split, 4, start_step=start_step)
-    for a, b in zip(whole[start_step:], resumed, strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+def test_another_seed_gives_another_order(split, whole):
+    (other,) = take(pipeline.train_batches(make_spec(split, seed=4)), 1)
+    assert content(other) != content(whole[0])
 
 
-def test_a_global_seed_is_no_hindrance_and_gives_one_order(split):
-    """`shuffle` does not take a tensor as seed beside every global seed."""
-    batches = []
-    for _ in range(2):
-        tf.random.set_seed(1)
-        batches += train_batches(split, 1)
-    tf.nest.map_structure(np.testing.assert_array_equal, *batches)
+@pytest.mark.parametrize("name", ["train[13%:71%]", "test+train[:40]", "train[:9]"])
+def test_every_poster_of_a_part_is_in_the_order_once_and_moves(split, name):
+    part = splits.Split(split.builder, name)
+    expected = [example["poster_id"] for example in part.read().as_numpy_iterator()]
+    in_order = order.in_order(order.lanes(part), batching.Batching(len(expected), 8))
+    records = tf.data.Dataset.range(2).flat_map(in_order).map(part.parse)
+    ids = [example["poster_id"] for example in records.as_numpy_iterator()]
+    epochs = ids[: len(expected)], ids[len(expected) :]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(expected)
+    assert len(expected) < 10 or epochs[0] != epochs[1]
+
+
+def parts_of(create, spec, workers, replicas, steps):
+    """What each worker's replicas are given one after the other, joined for each step."""
+    contexts = [tf.distribute.InputContext(workers, i, workers * replicas) for i in range(workers)]
+    given = [take(create(spec, context), steps * replicas) for context in contexts]
+    for step in range(steps):
+        parts = [part for worker in given for part in worker[step * replicas :][:replicas]]
+        assert len({len(part["genres"]) for part in parts}) == 1
+        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize(("workers", "replicas", "batch_size"), [(3, 1, 24), (2, 2, 16)])
+def test_workers_together_see_what_one_device_would(
+    split, evaluated, workers, replicas, batch_size
+):
+    for create, name, cache in (
+        (pipeline.train_batches, split, "decoded"),
+        (pipeline.eval_batches, evaluated, "encoded"),
+    ):
+        spec = make_spec(name, batch_size=batch_size, cache=cache)
+        expected = take(create(spec), 3)
+        found = parts_of(create, spec, workers, replicas, 3)
+        if workers == 2 and name is split:  # Each reads lanes of its own.
+            assert [content(batch) for batch in found] == [content(batch) for batch in expected]
+        else:
+            assert_same(found, expected)
+
+
+def test_a_worker_reads_no_shard_of_anothers(split, copy):
+    shards = [{os.path.basename(piece.path) for piece in split.pieces(*r)} for r in HALVES]
+    assert not shards[0] & shards[1]
+    for shard in shards[1]:
+        os.unlink(copy.builder.data_path / shard)
+    first = tf.distribute.InputContext(2, 0, 2)
+    batches = take(pipeline.train_batches(make_spec(copy), first), 2 * STEPS)
+    assert {len(batch["image"]) for batch in batches} == {BATCH // 2}
+
+
+HALVES = (0, NUM_TRAIN // 2), (NUM_TRAIN // 2, NUM_TRAIN)
 
 
 @pytest.mark.parametrize("cache", ["encoded", "none"])
 def test_an_evaluation_pass_counts_each_poster_once(evaluated, cache):
-    spec = pipeline.PipelineSpec(evaluated, SIZE, BATCH, cache=cache)
-    dataset = pipeline.eval_batches(spec)
-    assert dataset.element_spec["image"].shape == (BATCH, SIZE, SIZE, 3)
-    passes = list(itertools.islice(dataset.as_numpy_iterator(), 6))
-    for batches in (passes[:3], passes[3:]):
-        weight = np.concatenate([batch["weight"] for batch in batches])
-        np.testing.assert_array_equal(weight, [1] * NUM_TEST + [0] * (3 * BATCH - NUM_TEST))
-    for a, b in zip(passes[:3], passes[3:], strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+    dataset = pipeline.eval_batches(make_spec(evaluated, batch_size=4, cache=cache))
+    assert dataset.element_spec["image"].shape == (4, SIZE, SIZE, 3)
+    passes = take(dataset, 6)
+    weight = np.concatenate([batch["weight"] for batch in passes[:3]])
+    np.testing.assert_array_equal(weight, [1] * NUM_TEST + [0] * 2)
+    assert len(set(content(*passes[:3]))) == NUM_TEST + 1
+    assert_same(passes[:3], passes[3:])
 
 
-@pytest.fixture(scope="module")
-def one_shard(tmp_path_factory):
-    """A dataset of 40 posters in one shard a split."""
-    settings = {"name": "one_shard", "num_synthetic": 40, "validation_fraction": 0}
-    directory = tmp_path_factory.mktemp("one_shard")
-    builder = conftest.build(directory, directory, settings, num_shards=1)
-    assert {split.num_shards for split in builder.info.splits.values()} == {1}
-    return builder
+@pytest.mark.parametrize("name", ["train", "train[10%:85%]", "train+test"])
+def test_base_rates_are_the_genres_shares(split, name):
+    """Those of a whole split without reading it."""
+    part = splits.Split(split.builder, name)
+    expected = part.read_labels().mean(axis=0)
+    np.testing.assert_allclose(part.base_rates, expected)
+    assert part.num_examples == len(part.read_labels())
 
 
-def joined(workers, step, replicas):
-    """A global batch, of the parts that each worker's replicas are given one after the other."""
-    parts = [batch for worker in workers for batch in worker[step * replicas :][:replicas]]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def test_a_split_whose_genres_the_build_has_counted_is_not_read(copy):
+    expected = copy.read_labels().sum(axis=0)
+    for piece in copy.pieces(0, copy.num_examples):
+        os.unlink(piece.path)
+    np.testing.assert_array_equal(splits.Split(copy.builder, "train").genre_counts, expected)
 
 
-@pytest.mark.parametrize(("workers", "replicas"), [(3, 1), (2, 2), (1, 4)])
-def test_workers_together_see_what_one_device_would(one_shard, workers, replicas):
-    """From one shard; of an epoch's last batch one replica has few posters, others none."""
-    specs = {
-        pipeline.train_batches: ("train", {"cache": "decoded", "shuffle_buffer": 40}),
-        pipeline.eval_batches: ("test", {"cache": "encoded"}),
-    }
-    for create, (name, settings) in specs.items():
-        spec = pipeline.PipelineSpec(splits.Split(one_shard, name), SIZE, 24, **settings)
-
-        def batches(count, create=create, spec=spec, **context):
-            dataset = create(spec, **context)
-            return list(itertools.islice(dataset.as_numpy_iterator(), count))
-
-        steps = 2 * spec.batching.steps_per_epoch
-        contexts = [
-            tf.distribute.InputContext(workers, index, workers * replicas)
-            for index in range(workers)
-        ]
-        parts = [batches(steps * replicas, context=context) for context in contexts]
-        sizes = {len(part["genres"]) for worker in parts for part in worker}
-        assert (0 in sizes) == (name == "train")  # Evaluation fills up.
-        for step, expected in enumerate(batches(steps)):
-            found = joined(parts, step, replicas)
-            if workers == 2 and name == "train":  # Each reads lanes of its own.
-                assert content([found]) == content([expected])
-            else:
-                tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
-
-
-def test_base_rates_are_the_genres_shares(split, expected_train):
-    expected = np.mean([genres for _, genres in expected_train], axis=0)
-    np.testing.assert_allclose(split.base_rates, expected)
-
-
-def test_decoded_posters_on_disk_are_read_again_from_there(split, tmp_path):
-    file = tmp_path / "posters"
-    batches = train_batches(split, 2 * STEPS, cache="disk", cache_file=str(file))
-    kept = sum(part.stat().st_size for part in tmp_path.iterdir())
-    assert kept > NUM_TRAIN * SIZE * SIZE * 3
-    for expected, batch in zip(train_batches(split, 2 * STEPS), batches, strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, expected, batch)
+def test_a_batch_that_a_split_does_not_fill_is_refused_with_the_largest_that_it_does(data_dir):
+    settings = {"dataset": "poster_tfds/synthetic", "data_dir": str(data_dir)}
+    with pytest.raises(
+        config.UsageError, match=r"--batch_size=64: train has 54 .* --batch_size=54 or less"
+    ):
+        run_data.open_data(config.Config(**settings, batch_size=64))
+    with pytest.raises(
+        config.UsageError, match=r"--accumulate_steps=4: train has 54 posters, fewer than the 56 "
+    ):
+        run_data.open_data(config.Config(**settings, batch_size=14, accumulate_steps=4))
+    full = config.Config(**settings, batch_size=13, accumulate_steps=4)
+    assert run_data.open_data(full).steps_per_epoch == 1
 
 
 def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(split, monkeypatch):
-    decoded = NUM_TRAIN * SIZE * SIZE * 3
-    encoded = split.builder.info.splits["train"].num_bytes
+    encoded, size = split.num_bytes, 64
+    decoded = NUM_TRAIN * size * size * 3
     assert encoded < decoded
 
     def choose(name, free):
         monkeypatch.setattr(caching.machine, "available_memory", lambda: free)
-        return caching.choose_cache(name, split, SIZE)
+        return caching.choose_cache(name, split, size)
 
     assert choose("auto", 2 * decoded).name == "decoded"
     assert choose("auto", 2 * decoded - 2).name == "encoded"
@@ -214,21 +232,11 @@ def test_cache_auto_takes_what_fits_in_half_of_the_free_memory_and_says_so(split
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "num_gpus", "expected"),
-    [(2, 0, 16), (8, 0, 64), (8, 1, 56), (8, 4, 32), (2, 4, 8)],
+    ("num_cores", "num_gpus", "expected"), [(2, 0, 16), (8, 1, 56), (8, 4, 32), (2, 4, 8)]
 )
 def test_the_threads_of_a_pipeline_leave_a_core_for_each_gpu(num_cores, num_gpus, expected):
     assert runtime.num_pipeline_threads(num_cores, num_gpus) == expected
     assert runtime.num_pipeline_threads() == 8 * machine.num_cores()
-
-
-@pytest.mark.parametrize("threads", [1, 5])
-def test_parallelism_changes_nothing(split, threads, monkeypatch):
-    augmented = {"augment": config.AUGMENTATIONS, "cache": "encoded"}
-    expected = train_batches(split, 3, **augmented)
-    monkeypatch.setattr(runtime, "num_pipeline_threads", lambda: threads)
-    for a, b in zip(expected, train_batches(split, 3, **augmented), strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, a, b)
 
 
 def test_an_unknown_split_is_refused_by_name(split):

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer import config
 from trainer.data import preprocessing
 
 
@@ -70,47 +69,7 @@ def test_resize_to_its_own_size_changes_nothing():
     np.testing.assert_array_equal(preprocessing.resize(tf.constant(image), 50), image)
 
 
-@pytest.mark.parametrize("shape", [(300, 444), (90, 31), (40, 60)])
-def test_antialiasing_is_pillows(shape):
-    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BILINEAR))
-    resized = preprocessing.resize(tf.constant(image), 48, config.ANTIALIAS).numpy()
-    # Pillow rounds twice, after the rows and after the columns.
-    assert np.abs(resized.astype(int) - expected).max() <= 1
-
-
-# Width and height, and by how much they may be reduced to stay at least 48.
-REDUCED = {
-    (40, 500): 1,
-    (95, 500): 1,
-    (96, 144): 2,
-    (191, 192): 2,
-    (300, 192): 4,
-    (383, 700): 4,
-    (385, 500): 8,
-    (1000, 1500): 8,
-}
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", REDUCED)
-def test_a_large_jpeg_is_decoded_reduced_as_pillow_does_it(size, mode):
-    jpeg = make_jpeg(*size, mode=mode)
-    picture = Image.open(io.BytesIO(jpeg))
-    picture.draft(mode, (48, 48))
-    assert picture.size == tuple(-(-side // REDUCED[size]) for side in size)
-    found = preprocessing.decode_for(tf.constant(jpeg), 48, config.ANTIALIAS)
-    np.testing.assert_array_equal(found, picture.convert("RGB"))
-    expected = picture.convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
-    resized = preprocessing.decode_and_resize(tf.constant(jpeg), 48, config.ANTIALIAS)
-    assert np.abs(resized.numpy().astype(int) - np.asarray(expected)).max() <= 1
-
-
-def test_bilinear_is_the_default_and_decodes_all():
+def test_a_poster_is_decoded_whole_and_resized():
     jpeg = tf.constant(make_jpeg(400, 600))
-    whole = preprocessing.decode(jpeg)
-    np.testing.assert_array_equal(preprocessing.decode_for(jpeg, 48, config.BILINEAR), whole)
-    np.testing.assert_array_equal(
-        preprocessing.decode_and_resize(jpeg, 48), preprocessing.resize(whole, 48)
-    )
-    assert config.Config().resize == config.BILINEAR
+    expected = preprocessing.resize(preprocessing.decode(jpeg), 48)
+    np.testing.assert_array_equal(preprocessing.decode_and_resize(jpeg, 48), expected)

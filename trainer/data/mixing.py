@@ -74,5 +74,5 @@ def mix_batch(
 
 
 def _mix(values: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    partners = tf.concat([values[1:], values[:1]], axis=0)  # `tf.roll` does not bear an empty one.
+    partners = tf.roll(values, -1, axis=0)
     return partners + own * (values - partners)
