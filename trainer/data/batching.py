@@ -18,21 +18,13 @@ WHOLE = tf.distribute.InputContext()
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How the examples of a split are put in order and into batches.
-
-    Attributes:
-        num_examples: of the split.
-        batch_size: global batch size, which the number of replicas must divide.
-        seed: together with the epoch's number, gives the order.
-        shuffle_buffer: examples to draw from.
-        start_step: batches that an interrupted run has trained on.
-    """
+    """How the examples of a split are put in order and into batches."""
 
     num_examples: int
-    batch_size: int
-    seed: int = 0
-    shuffle_buffer: int = 1
-    start_step: int = 0
+    batch_size: int  # Of all replicas, whose number must divide it.
+    seed: int = 0  # Together with the epoch's number, gives the order.
+    shuffle_buffer: int = 1  # Examples to draw from.
+    start_step: int = 0  # Batches that an interrupted run has trained on.
 
     @property
     def steps_per_epoch(self) -> int:

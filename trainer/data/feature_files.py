@@ -76,11 +76,7 @@ class Collector:
     """
 
     def __init__(self, features_dir: str | os.PathLike, about: dict[str, Any]):
-        """Begins with none, in a folder of what `describe` says.
-
-        Raises:
-            config.UsageError: nothing can be written there.
-        """
+        """Begins with none, in a folder of what `describe` says; raises UsageError, as all here."""
         self._about = about
         self._folder = _folder(features_dir, about)
         self._incomplete = self._folder.with_name(f".{self._folder.name}.{uuid.uuid4().hex}")
@@ -89,11 +85,7 @@ class Collector:
             self._incomplete.mkdir(parents=True)
 
     def take(self, labels: np.ndarray, values: np.ndarray) -> None:
-        """Takes those of the next posters: float32 [M, G] and [M, V, F].
-
-        Raises:
-            config.UsageError: they cannot be written.
-        """
+        """Takes those of the next posters: float32 [M, G] and [M, V, F]."""
         arrays = [np.ascontiguousarray(array, "<f4") for array in (values, labels)]
         with self._errors_named():
             if not self._files:
@@ -106,11 +98,6 @@ class Collector:
                 file.write(array.tobytes())
 
     def finish(self) -> features_lib.Features:
-        """Returns all that were taken.
-
-        Raises:
-            config.UsageError: they could not be written.
-        """
         with self._errors_named():
             self._close()
             (self._incomplete / "about.json").write_text(json.dumps(self._about, indent=2) + "\n")

@@ -26,17 +26,11 @@ Keep = Callable[[tf.data.Dataset, int], tf.data.Dataset]
 
 
 class Lane(NamedTuple):
-    """A range of a split's records.
-
-    Attributes:
-        number: of the lane.
-        sections: pieces of the shards that the range is in.
-        first_section: number in the split of the first.
-    """
+    """A range of a split's records."""
 
     number: int
-    sections: list[list[splits.Piece]]
-    first_section: int
+    sections: list[list[splits.Piece]]  # Pieces of the shards that the range is in.
+    first_section: int  # Number in the split of the first.
 
     @property
     def sizes(self) -> list[int]:

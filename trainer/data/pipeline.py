@@ -27,37 +27,21 @@ _Service = tf.data.experimental.service
 
 @dataclasses.dataclass(frozen=True)
 class PipelineSpec:
-    """What a pipeline needs to know.
-
-    Attributes:
-        split: the split to read.
-        image_size: side S of the posters, in pixels.
-        batch_size: global batch size, which the number of replicas must divide.
-        seed: together with the epoch's number, gives the order and the changes.
-        shuffle_buffer: examples to draw from.
-        start_step: batches that an interrupted run has trained on.
-        augment: random changes, of `config.AUGMENTATIONS`.
-        augment_on_device: whether the training step makes them, of what is drawn here.
-        randaugment: magnitude of RandAugment, which the training step makes; 0: none.
-        mixup: parameter of `mixing`, which is the training step's too; 0: none.
-        cutmix: another.
-        cache: what is kept after the first epoch: decoded, encoded, disk or none.
-        cache_file: where to keep decoded posters, for `disk`; a file that is not there yet.
-    """
+    """What a pipeline needs to know."""
 
     split: splits.Split
-    image_size: int
-    batch_size: int
-    seed: int = 0
-    shuffle_buffer: int = 1
-    start_step: int = 0
-    augment: tuple[str, ...] = ()
-    augment_on_device: bool = False
-    randaugment: float = 0
-    mixup: float = 0
-    cutmix: float = 0
-    cache: str = "none"
-    cache_file: str = ""
+    image_size: int  # Side S of the posters, in pixels.
+    batch_size: int  # Of all replicas, whose number must divide it.
+    seed: int = 0  # Together with the epoch's number, gives the order and the changes.
+    shuffle_buffer: int = 1  # Examples to draw from.
+    start_step: int = 0  # Batches that an interrupted run has trained on.
+    augment: tuple[str, ...] = ()  # Random changes, of `config.AUGMENTATIONS`.
+    augment_on_device: bool = False  # Whether the step makes them, of what is drawn here.
+    randaugment: float = 0  # Magnitude of RandAugment, which the step makes; 0: none.
+    mixup: float = 0  # Parameter of `mixing`, which is the step's too; 0: none.
+    cutmix: float = 0  # Another.
+    cache: str = "none"  # What is kept after the first epoch: decoded, encoded, disk or none.
+    cache_file: str = ""  # For `disk`; a file that is not there yet.
 
     @property
     def batching(self) -> batching_lib.Batching:

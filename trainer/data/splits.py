@@ -75,22 +75,12 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """An open split of a built dataset, or a part of one, as `train[:85%]`.
-
-    Attributes:
-        builder: the dataset.
-        name: of the split, as TFDS writes it.
-    """
+    """An open split of a built dataset, or a part of one, as `train[:85%]`."""
 
     builder: tfds.core.DatasetBuilder
-    name: str
+    name: str  # As TFDS writes it.
 
     def __post_init__(self):
-        """Looks for the split.
-
-        Raises:
-            config.UsageError: the dataset has no such split, or no example is in it.
-        """
         full_name = self.builder.info.full_name
         try:
             info = self.builder.info.splits[self.name]

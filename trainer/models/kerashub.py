@@ -19,14 +19,10 @@ Without one here, save it where there is one, and give the directory, as --model
 
 @functools.cache
 def read_network(preset: str) -> dict[str, Any]:
-    """Returns what `create_backbone` needs of a preset, as JSON: no weights.
+    """Returns what `create_backbone` needs of a preset, a name or a directory, as JSON: no weights.
 
-    Args:
-        preset: its name, as resnet_18_imagenet, or a directory.
-
-    Returns:
-        `backbone`, as Keras serializes it, and `scale` and `offset`, numbers or one for each
-        channel, which take levels of 0 to 255 to what it was trained on.
+    It is `backbone`, as Keras serializes it, and `scale` and `offset`, numbers or one for each
+    channel, which take levels of 0 to 255 to what it was trained on.
 
     Raises:
         config.UsageError: KerasHub is not installed, the preset cannot be had, or is not of a
@@ -68,13 +64,10 @@ def create_backbone(network: dict[str, Any], image_size: int, precision: str) ->
 
 
 def load_weights(backbone: keras.Model, preset: str, source: str | os.PathLike) -> None:
-    """Puts weights into what `create_backbone` returned.
+    """Puts weights into what `create_backbone` returned for a preset.
 
-    Args:
-        backbone: the network.
-        preset: its preset.
-        source: `imagenet` for the preset's own weights, whatever they were trained on, or a file
-            written by `save_weights` of KerasHub's network.
+    `source` is `imagenet` for the preset's own weights, whatever they were trained on, or a file
+    written by `save_weights` of KerasHub's network.
 
     Raises:
         config.UsageError: they cannot be had, or are of another network or image size.

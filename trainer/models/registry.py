@@ -64,11 +64,7 @@ def create_model(
 
 
 def read_network(config: config_lib.Config) -> dict[str, Any] | None:
-    """Returns what a run must keep to build its model again without KerasHub's preset.
-
-    Raises:
-        config.UsageError: the preset cannot be had.
-    """
+    """Returns what a run must keep to build its model again without KerasHub's preset."""
     if not config.model.startswith(_KERASHUB_PREFIX):
         return None
     return kerashub.read_network(config.model.removeprefix(_KERASHUB_PREFIX))
