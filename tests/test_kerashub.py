@@ -40,20 +40,10 @@ def swin(models):
     return models.SwinTransformerBackbone((SIZE, SIZE, 3), 4, (1, 1), (1, 1), window_size=3)
 
 
-def mit(models):
-    return models.MiTBackbone(
-        *([1, 1], 2, [1, 2], [2, 1], 0.1, [7, 3], [4, 2]), (SIZE, SIZE, 3), hidden_dims=[4, 8]
-    )
-
-
 def dinov2(models):
     return models.DINOV2Backbone(
         *(16, 1, 8, 2, 16), image_shape=(64, 64, 3), position_embedding_shape=(64, 64, 3)
     )
-
-
-def dinov3(models):
-    return models.DINOV3Backbone(16, 1, 8, 2, 16, image_shape=(SIZE, SIZE, 3))
 
 
 def siglip(models):
@@ -65,13 +55,16 @@ NETWORKS = {
     "resnet": (resnet, lambda outputs: outputs.mean((1, 2))),
     "vit": (vit, lambda outputs: outputs[:, 0]),
     "swin": (swin, lambda outputs: outputs.mean(1)),
-    "mit": (mit, lambda outputs: outputs.mean((1, 2))),
     "dinov2": (dinov2, lambda outputs: outputs[:, 0]),
-    "dinov3": (dinov3, lambda outputs: outputs[:, 0]),
     "siglip": (siglip, lambda outputs: outputs),
 }
-CONVERTERS = {"resnet": "ResNet", "vit": "ViT", "swin": "SwinTransformer", "siglip": "SigLIP"}
-CONVERTERS |= {"mit": "MiT", "dinov2": "DINOV2", "dinov3": "DINOV3"}
+CONVERTERS = {
+    "resnet": "ResNet",
+    "vit": "ViT",
+    "swin": "SwinTransformer",
+    "siglip": "SigLIP",
+    "dinov2": "DINOV2",
+}
 
 
 def save_preset(keras_hub, name, directory):

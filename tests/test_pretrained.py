@@ -141,8 +141,7 @@ def test_the_package_of_weights_is_asked_for_by_name(monkeypatch):
         pretrained.find_lite_weights(name)
 
 
-def keras_config(**settings):
-    return config.Config(model="keras:MobileNetV2", image_size=32, **settings)
+MOBILENET = {"model": "keras:MobileNetV2", "image_size": 32}
 
 
 def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
@@ -151,7 +150,7 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
         include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3)
     )
     network.save_weights(tmp_path / "mobilenet.weights.h5")
-    chosen = keras_config(pretrained_weights=str(tmp_path / "mobilenet.weights.h5"))
+    chosen = config.Config(**MOBILENET, pretrained_weights=str(tmp_path / "mobilenet.weights.h5"))
     model = registry.create_model(chosen, 5, "float32")
     registry.load_pretrained_weights(model, chosen)
     posters = pictures(32)
@@ -161,7 +160,9 @@ def test_a_network_of_keras_applications_takes_a_file_of_weights(tmp_path):
     found = model.get_layer("backbone")(posters, training=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    other = keras_config(pretrained_weights=str(pretrained.find_lite_weights("efficientnet_lite0")))
+    other = config.Config(
+        **MOBILENET, pretrained_weights=str(pretrained.find_lite_weights("efficientnet_lite0"))
+    )
     with pytest.raises(config.UsageError, match=r"cannot be loaded into keras:MobileNetV2"):
         registry.load_pretrained_weights(model, other)
     with pytest.raises(config.UsageError, match=r"MobileNet5: choose one of .*MobileNetV2"):
