@@ -9,7 +9,7 @@ class Genre(NamedTuple):
     name: str
     score: float  # Its probability.
     calibrated: float  # The share of posters with such a score that have it.
-    is_predicted: bool | None  # Whether that is at least its threshold; None: it has none.
+    is_predicted: bool  # Whether that is at least its threshold.
 
 
 class Answer(NamedTuple):
@@ -51,16 +51,12 @@ class SilentError(ServerError):
 
 def from_outputs(outputs) -> list[Answer]:
     """Returns the answers in the outputs of `serving_default`, each with the batch first."""
-    scores = outputs["scores"]
-    # Exports had neither before they had thresholds.
-    calibrated = outputs.get("calibrated", scores)
-    predicted = outputs.get("predicted", [[None] * len(row) for row in scores])
-    of_genres = zip(outputs["genres"], scores, calibrated, predicted, strict=True)
+    names = ("ok", "error", "genres", "scores", "calibrated", "predicted")
     answers = []
-    for ok, error, row in zip(outputs["ok"], outputs["error"], of_genres, strict=True):
+    for ok, error, *row in zip(*(outputs[name] for name in names), strict=True):
         genres = [
-            Genre(_text(name), float(score), float(share), None if is_on is None else bool(is_on))
-            for name, score, share, is_on in zip(*row, strict=True)
+            Genre(_text(name), float(score), float(calibrated), bool(is_predicted))
+            for name, score, calibrated, is_predicted in zip(*row, strict=True)
         ]
         ranked = sorted(genres, key=lambda genre: -genre.score)
         answers.append(Answer(ranked) if ok else Answer([], _text(error)))

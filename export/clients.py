@@ -8,7 +8,7 @@ import concurrent.futures
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from export import poster_files, server_client
 from export.answers import Answer, ServerError, SilentError, from_outputs
@@ -71,19 +71,6 @@ class LocalClient:
         if directory.RunDirectory(path).has_begun():
             return cls.of_run(path)
         return cls.of_version(saved_model.resolve_version(path))
-
-    def signature(self, name: str) -> Callable[..., dict]:
-        """Returns a signature.
-
-        Raises:
-            config.UsageError: the export is from before there was one of this name.
-        """
-        if name not in self.signatures:
-            raise config_lib.UsageError(
-                f"The model has no signature `{name}`, as it was exported before there was one. "
-                "Export its run again with `python -m export`."
-            )
-        return self.signatures[name]
 
     def ask(self, images: list[bytes]) -> list[Answer]:
         """Returns an answer for each image."""

@@ -31,10 +31,9 @@ class EvidenceFiles:
             max_side: that of the dataset, in pixels, if its larger posters were reduced.
 
         Raises:
-            config.UsageError: there can be no such directory, or the model has no signature
-                `pixels`.
+            config.UsageError: there can be no such directory.
         """
-        self._score, self._max_side = client.signature("pixels"), max_side
+        self._score, self._max_side = client.signatures["pixels"], max_side
         self._directory = directory_lib.local_path(directory, "--explain")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

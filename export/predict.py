@@ -15,7 +15,7 @@ import tqdm
 from absl import flags
 
 from export import answers as answers_lib, clients, poster_files
-from trainer import command_line, config as config_lib
+from trainer import command_line
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Directory of versions (the newest answers) or one version."
@@ -152,11 +152,6 @@ def _writer():
         elif answer.error:
             return
         elif _ANNOTATIONS.value:
-            if answer.genres[0].is_predicted is None:
-                raise config_lib.UsageError(
-                    "--annotations: this export is from before there were thresholds. Export the "
-                    "run again, or give --threshold."
-                )
             predicted = {genre.name: int(genre.is_predicted) for genre in answer.genres}
             if not columns:
                 columns.extend(sorted(predicted))
