@@ -65,13 +65,6 @@ class ImageLoader:
     """Decodes and resizes images, row by row: what becomes of one never depends on another."""
 
     def __init__(self, image_size: int, limits: Limits):
-        """Prepares to load.
-
-        Args:
-            image_size: S, the side of the result in pixels.
-            limits: what an image may cost.
-        """
-        self._to_pixels = preprocessing.decode
         self._resize = functools.partial(preprocessing.resize, image_size=image_size)
         self._image_size = image_size
         self._limits = limits
@@ -130,7 +123,9 @@ class ImageLoader:
         image = tf.cond(
             status[0] == LOADED,
             lambda: _decoded_or(
-                none, images[0], lambda image: self._to_pixels(_check_jpeg(image, self._limits))
+                none,
+                images[0],
+                lambda image: preprocessing.decode(_check_jpeg(image, self._limits)),
             ),
             lambda: tf.constant(none),
         )
@@ -146,7 +141,7 @@ class ImageLoader:
         """Loads any number of images, for JPEGs first."""
 
         def load(row):
-            return self._resize(self._to_pixels(_check_jpeg(images[row], self._limits)))
+            return self._resize(preprocessing.decode(_check_jpeg(images[row], self._limits)))
 
         rows = tf.where((status == LOADED) & _begins_as_jpeg(images))[:, 0]
         rows, pixels = _for_each(rows, load, self._black)
@@ -201,10 +196,8 @@ class ImageLoader:
         status = tf.where(num_pixels > limits.max_pixels, _TOO_MANY_PIXELS, status)
         decoded = tf.cond(
             status == LOADED,
-            lambda: tf.cond(
-                is_png,
-                lambda: self._to_pixels(_png_to_jpeg(image)),
-                lambda: self._to_pixels(image),
+            lambda: preprocessing.decode(
+                tf.cond(is_png, lambda: _png_to_jpeg(image), lambda: image)
             ),
             lambda: tf.constant(_BLACK),
         )
@@ -224,7 +217,7 @@ class ImageLoader:
         parts = tf.raw_ops.StringSplitV2(input=images, sep=_SCAN, maxsplit=2)
 
         def check_same(row):
-            again = self._resize(self._to_pixels(_add_filler(images[row])))
+            again = self._resize(preprocessing.decode(_add_filler(images[row])))
             same = tf.reduce_all(again == pixels[row])
             with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[row])]):
                 return tf.identity(row)

@@ -148,9 +148,9 @@ def open_run(
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
     decision = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
     if not decision:
-        # By other posters than are reported: those of a validation split, or those of train.
-        command = "report_page" if facts["validation_split"] else "cross_fit"
-        why = f"`python -m trainer.{command} --run_dir={run_dir} --tta={tta}` chooses them."
+        why = "A run with --validation_split chooses them."
+        if facts["validation_split"]:
+            why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses them."
         decision = decision_lib.undecided(facts["genres"], why)
     module = serving_model.ServingModel(model, decision, facts["image_size"], top_k, limits, tta)
     return OpenRun(model, module, facts, decision, limits, split)
