@@ -15,7 +15,6 @@ from poster_tfds import images
 from tests import test_images
 from tests.test_images import encode
 from tests.test_preprocessing import make_jpeg
-from trainer import config
 from trainer.data import preprocessing
 
 SIZE = 48
@@ -131,25 +130,6 @@ def test_sides_that_the_dataset_reduced_are_refused_by_name():
         for image, reason in zip(batch, load(batch)[0], strict=True):
             width, height = Image.open(io.BytesIO(image)).size
             assert ("--max_side=100" in reason) == (max(width, height) > 100)
-
-
-def test_antialiased_pixels_are_those_of_training():
-    load = load_with(loading.ImageLoader(SIZE, loading.Limits(), config.ANTIALIAS))
-    sizes = ((60, 80), (100, 150), (200, 300), (400, 420))  # Whole, a half, a quarter, an eighth.
-    sent = [make_jpeg(*size) for size in sizes]
-    sent.append(png(Image.open(io.BytesIO(sent[-1]))))
-    cut = sent[2][: len(sent[2]) // 2] + b"\xff\xd9"
-    for batch in (sent, sent[:-1], [*sent, cut], *([image] for image in sent)):
-        reasons, pixels = load(batch)
-        for image, reason, found in zip(batch, reasons, pixels, strict=True):
-            if image is cut:
-                assert reason == "damaged: its data end too early"
-                continue
-            assert not reason
-            stored = tf.constant(images.as_stored(image).jpeg)
-            expected = preprocessing.decode_and_resize(stored, SIZE, config.ANTIALIAS)
-            np.testing.assert_array_equal(found, expected)
-            assert (found != preprocessing.decode_and_resize(stored, SIZE).numpy()).any()
 
 
 def test_grey_corners_and_several_scans_are_no_damage(load):
