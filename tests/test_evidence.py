@@ -2,7 +2,7 @@
 
 import csv
 import io
-import sys
+import shutil
 
 import keras
 import numpy as np
@@ -12,7 +12,6 @@ from PIL import Image
 
 from export import clients, evidence_files
 from poster_tfds import synthetic
-from tests import conftest
 from trainer import config
 from trainer.data import preprocessing
 from trainer.reports import analysis, evidence as evidence_lib
@@ -105,6 +104,7 @@ def cells_of_sign(pixels, genre):
     return is_sign.reshape(CELLS, size, CELLS, size).mean(axis=(1, 3)) > 0.1
 
 
+@pytest.mark.slow
 def test_maps_of_what_has_learnt_point_at_the_signs_of_the_genres(learnt):
     answer, posters = learnt
     hits, misses, others = 0, 0, 0
@@ -154,73 +154,41 @@ def test_a_name_is_over_its_map_whatever_it_is_and_none_over_the_poster():
     assert has_text[330:550].any() and has_text[640:860].any()
 
 
-@pytest.fixture(scope="module")
-def explained(version, synthetic_posters, tmp_path_factory):
-    """The client's pictures of posters in two folders, one of them damaged."""
-    directory = tmp_path_factory.mktemp("explained")
+def test_the_clients_pictures_are_of_the_runs_own_model(
+    version, run_dir, synthetic_posters, tmp_path
+):
+    """One for each poster, whatever folder it is in."""
+    client = clients.LocalClient.of_version(version)
+    files = evidence_files.EvidenceFiles(tmp_path / "out", client, max_side=0)
+    model, facts = checkpoints.restore_model(run_dir)
+    shown = [5, 2]
+    written = []
     for folder, number in (("a", 0), ("b", 1)):
-        (directory / folder).mkdir()
-        image = (synthetic_posters / "Images" / f"synthetic000000{number}.jpg").read_bytes()
-        (directory / folder / "poster.jpg").write_bytes(image)
-    (directory / "bad.jpg").write_bytes(b"junk")
-    flags = (f"--model={version}", f"--explain={directory / 'out'}", "--top_k=2")
-    files = [directory / name for name in ("a", "bad.jpg", "b")]
-    command = (sys.executable, "-m", "export.predict", *flags, "--csv", *files)
-    return directory, conftest.run(*command, check=False)
-
-
-def test_the_client_writes_and_names_a_picture_for_each_poster(explained):
-    directory, result = explained
-    assert sorted(path.name for path in (directory / "out").iterdir()) == [
-        "poster-2.png",
-        "poster.png",
-    ]
-    wrote = [line for line in result.stderr.splitlines() if line.startswith("Wrote ")]
-    assert wrote == [f"Wrote {directory / 'out' / name}" for name in ("poster.png", "poster-2.png")]
-    rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    assert len(rows) == 2 * 2 + 1  # What is printed is not mixed with it.
-
-
-def test_the_clients_picture_is_of_the_runs_own_model(explained, decided_run):
-    directory, result = explained
-    model, facts = checkpoints.restore_model(decided_run)
-    jpeg = (directory / "b" / "poster.jpg").read_bytes()
+        poster = tmp_path / folder / "poster.jpg"
+        poster.parent.mkdir()
+        shutil.copy(synthetic_posters / "Images" / f"synthetic000000{number}.jpg", poster)
+        written.append(files.write(poster, [facts["genres"][genre] for genre in shown]))
+    assert written == [tmp_path / "out" / name for name in ("poster.png", "poster-2.png")]
+    jpeg = poster.read_bytes()
     evidence = evidence_lib.occlude(
         lambda images: model(preprocessing.resize(images, facts["image_size"])).numpy(),
         np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")),
     )
-    rows = list(csv.DictReader(io.StringIO(result.stdout)))[-2:]
-    shown = [facts["genres"].index(row["genre"]) for row in rows]
-    assert shown == [genre for genre, _ in analysis.top_genres(evidence.logits, 2)]
 
     def draw(genres):
         names = {genre: facts["genres"][genre] for genre in genres}
         return pixels_of(io.BytesIO(evidence_lib.draw(jpeg, evidence, names)))
 
-    found = pixels_of(directory / "out" / "poster-2.png")
+    found = pixels_of(written[1])
     assert np.abs(found - draw(shown)).mean() < 0.1
     assert np.abs(found - draw(shown[::-1])).mean() > 1
+    with pytest.raises(config.UsageError, match=r"--explain=.*: File exists\. Give a directory"):
+        evidence_files.EvidenceFiles(poster, client, max_side=0)
 
 
 def pixels_of(png):
     with Image.open(png) as image:
         return np.asarray(image.convert("RGB"), float)
-
-
-def test_an_export_without_the_signature_and_a_file_for_a_directory_are_named(
-    version, explained, tmp_path
-):
-    directory, _ = explained
-    loaded = tf.saved_model.load(str(version))
-    served = {"serving_default": loaded.signatures["serving_default"]}
-    tf.saved_model.save(loaded, str(tmp_path / "1"), signatures=served)
-    client = clients.LocalClient.of_version(tmp_path / "1")
-    with pytest.raises(config.UsageError, match=r"no signature `pixels`.* again"):
-        evidence_files.EvidenceFiles(tmp_path / "out", client, max_side=0)
-    assert not (tmp_path / "out").exists()
-    client = clients.LocalClient.of_version(version)
-    with pytest.raises(config.UsageError, match=r"--explain=.*: File exists\. Give a directory"):
-        evidence_files.EvidenceFiles(directory / "bad.jpg", client, max_side=0)
 
 
 def test_the_surest_answers_are_of_different_genres():

@@ -162,7 +162,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(run_dir, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tf.saved_model, "save", save)
-    with pytest.raises(config.UsageError, match="No space left on device.* nothing was"):
+    with pytest.raises(config.UsageError, match=r"No space left on device.* nothing was"):
         saved_model.export_saved_model(run_dir, tmp_path / "e")
     assert list((tmp_path / "e").iterdir()) == []
 

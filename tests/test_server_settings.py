@@ -1,7 +1,6 @@
 """The server's numbers belong together, and a user's changes to them stay."""
 
 import re
-import sys
 
 import pytest
 
@@ -61,21 +60,18 @@ def test_the_files_are_of_the_servers_form(tmp_path):
     assert (model.name, model.base_path) == ("my posters", str(directory))
 
 
-def test_a_users_changes_stay_until_other_cores_are_asked_for(run_dir, tmp_path):
-    def export(*flags):
-        conftest.run(
-            *(sys.executable, "-m", "export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}"),
-            *flags,
-        )
+def test_a_users_changes_stay_until_other_cores_are_asked_for(tmp_path):
+    def write(profile, cores, replace=False):
+        server_settings.write_server_files(tmp_path, profile, cores, replace)
         return [(tmp_path / name).read_text() for name in ("batching.config", "server_flags.txt")]
 
-    written = export("--cores=2")
+    written = write("cpu", 2)
     assert "num_batch_threads { value: 2 }" in written[0]
     assert "--grpc_max_threads=136" in written[1]
     (tmp_path / "batching.config").write_text("mine")
     (tmp_path / "models.config").write_text("mine too")
-    assert export() == ["mine", written[1]]
-    batching, flags = export("--cores=8", "--batching_profile=gpu")
+    assert write("cpu", 4) == ["mine", written[1]]
+    batching, flags = write("gpu", 8, replace=True)
     assert "num_batch_threads { value: 2 }" in batching
     assert "--grpc_max_threads=160" in flags
     assert (tmp_path / "models.config").read_text() == "mine too"
