@@ -53,7 +53,6 @@ _BATCHING_PROFILE = flags.DEFINE_enum(
 
 
 def main(arguments: list[str]) -> None:
-    """Exports as the flags say; a user's mistake ends in one message."""
     del arguments
     command_line.import_tensorflow()
     from export import loading, saved_model

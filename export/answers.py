@@ -26,7 +26,6 @@ class Answer(NamedTuple):
         )
 
     def to_json(self, top_k: int) -> dict[str, Any]:
-        """Returns the answer, of its genres the most probable, as JSON has it."""
         if self.error:
             return {"error": self.error}
         shown = self.genres[:top_k]

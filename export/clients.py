@@ -19,27 +19,16 @@ _GONE = 3  # Requests in a row that find a server silent before it is no longer 
 
 
 class LocalClient:
-    """Asks a model in this process.
-
-    Attributes:
-        signatures: functions of tensors to dicts of tensors, by the names that a server serves
-            them under.
-    """
+    """Asks a model in this process."""
 
     sent_again = 0
 
     def __init__(self, model):
-        """Takes what answers: it has `signatures`."""
         self._model = model  # A signature alone does not keep it.
-        self.signatures = model.signatures
+        self.signatures = model.signatures  # Of tensors to dicts of tensors, as a server has them.
 
     @classmethod
     def of_version(cls, version: str | os.PathLike) -> "LocalClient":
-        """Returns a client of a SavedModel, a version's directory.
-
-        Raises:
-            config.UsageError: it cannot be read.
-        """
         import tensorflow as tf
 
         try:
@@ -49,11 +38,7 @@ class LocalClient:
 
     @classmethod
     def of_run(cls, run_dir: str | os.PathLike) -> "LocalClient":
-        """Returns a client of what a run would be exported as.
-
-        Raises:
-            config.UsageError: there is no run with a checkpoint in `run_dir`.
-        """
+        """Returns a client of what a run would be exported as."""
         from export import saved_model
 
         return cls(saved_model.open_run(run_dir).module)
@@ -73,7 +58,6 @@ class LocalClient:
         return cls.of_version(saved_model.resolve_version(path))
 
     def ask(self, images: list[bytes]) -> list[Answer]:
-        """Returns an answer for each image."""
         import tensorflow as tf
 
         outputs = self.signatures[server_client.SIGNATURE](
@@ -85,10 +69,7 @@ class LocalClient:
 def connect(server: str, model: str, timeout: float) -> server_client.ServerClient:
     """Returns a client for `HOST:PORT`, `http://HOST:PORT` (REST) or `grpc://HOST:PORT`.
 
-    Args:
-        server: one of these.
-        model: the name under which it is served.
-        timeout: seconds that an answer may take, all attempts together.
+    An answer may take `timeout` seconds, all attempts together.
 
     Raises:
         config.UsageError: it is none of these, or the extra `serving` is not installed.
@@ -119,13 +100,6 @@ def ask_all(
 
     What is sent is what a dataset would store of it, so that the answer is that poster's. A request
     that fails leaves its posters with the reason; the others are asked all the same.
-
-    Args:
-        client: one of the above.
-        posters: paths of image files.
-        batch_size: posters a request.
-        parallel: requests at a time.
-        max_side: that of the dataset, in pixels, if its larger posters were reduced.
 
     Raises:
         ServerError: a server has answered no request yet and fails one, or is silent at several in

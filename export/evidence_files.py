@@ -20,19 +20,13 @@ _EPSILON = 1e-7  # About what float32 keeps apart from a score of 1.
 
 
 class EvidenceFiles:
-    """Writes a picture for each poster: itself, and where the model sees its genres."""
+    """Writes a picture for each poster: itself, and where the model sees its genres.
+
+    Raises:
+        config.UsageError: there can be no such directory.
+    """
 
     def __init__(self, directory: str | os.PathLike, client: clients.LocalClient, max_side: int):
-        """Makes the directory.
-
-        Args:
-            directory: where the pictures are written.
-            client: what answers.
-            max_side: that of the dataset, in pixels, if its larger posters were reduced.
-
-        Raises:
-            config.UsageError: there can be no such directory.
-        """
         self._score, self._max_side = client.signatures["pixels"], max_side
         self._directory = directory_lib.local_path(directory, "--explain")
         try:
@@ -48,10 +42,6 @@ class EvidenceFiles:
 
         Returns:
             Its path: the poster's name, with a number if other posters had the same.
-
-        Raises:
-            config.UsageError: it cannot be written.
-            OSError: the poster cannot be read.
         """
         jpeg = images_lib.as_stored(poster.read_bytes(), self._max_side).jpeg
         with PIL.Image.open(io.BytesIO(jpeg)) as image:

@@ -56,11 +56,7 @@ class Converted(NamedTuple):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Looks whether the formats are known, and what they need is installed.
-
-    Raises:
-        config.UsageError: it is not so.
-    """
+    """Raises a `UsageError` where a format is not known, or what it needs is not installed."""
     known = (SAVED_MODEL, *FORMATS)
     if unknown := set(names) - set(known):
         raise config_lib.UsageError(
@@ -89,7 +85,6 @@ def convert(
 
     Args:
         names: of `FORMATS`; `SAVED_MODEL` is passed over.
-        version: directory of its SavedModel.
         answer: the model, or what `test_time.averaged` makes of it.
         posters: uint8 [N, S, S, 3], to compare on. For int8 they are of the train split: the
             ranges of the activations are theirs.
@@ -144,10 +139,6 @@ def freeze(answer: Callable[..., tf.Tensor], size: int) -> tf.types.experimental
 
     Neither converter takes a Keras 3 model as it is: LiteRT's leaves variables in it that nobody
     sets, and tf2onnx makes inputs of the constants that a `Normalization` layer holds.
-
-    Args:
-        answer: uint8 [N, S, S, 3] to logits [N, G].
-        size: S.
     """
     spec = tf.TensorSpec([None, size, size, 3], tf.uint8, name="pixels")
 

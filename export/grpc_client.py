@@ -17,16 +17,9 @@ _RECONNECT_MS = 2000  # At most between two attempts to connect, where gRPC woul
 
 
 class GrpcClient(server_client.ServerClient):
-    """Asks a server at its gRPC port."""
+    """Asks a server at HOST:PORT."""
 
     def __init__(self, host: str, model: str, timeout: float):
-        """Prepares to ask.
-
-        Args:
-            host: HOST:PORT.
-            model: the name under which it is served.
-            timeout: seconds that an answer may take, all attempts together.
-        """
         super().__init__(timeout)
         self._host, self._name = host, model
         channel = grpc.insecure_channel(
@@ -57,7 +50,6 @@ class GrpcClient(server_client.ServerClient):
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
     def _failure(self, code: grpc.StatusCode, details: str) -> Exception:
-        """Returns what is wrong where there is no answer."""
         if _NOT_GRPC in details:
             return config_lib.UsageError(
                 f"--server=grpc://{self._host} answers HTTP, not gRPC: give "

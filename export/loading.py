@@ -48,17 +48,11 @@ _PARALLEL_CALLS = 4  # Threads are the server's; more calls than cores wait at n
 
 
 class Limits(NamedTuple):
-    """What an image may cost; it is refused by its header beyond that.
-
-    Attributes:
-        max_bytes: of the file.
-        max_pixels: of the picture.
-        max_side: of the picture, in pixels, where the dataset's posters were reduced; 0: none.
-    """
+    """What an image may cost; it is refused by its header beyond that."""
 
     max_bytes: int = 32_000_000
     max_pixels: int = 25_000_000
-    max_side: int = 0
+    max_side: int = 0  # In pixels, where the dataset's posters were reduced; 0: none.
 
 
 class ImageLoader:

@@ -16,34 +16,23 @@ class PosterFiles:
     """Goes through the files that are named, and those in folders that are named.
 
     A folder without images is given itself, so that it is named among what cannot be read.
-    What is hidden inside a folder is left alone.
+    What is hidden inside a folder is left alone. A `list_file` names one more on each line; `-` is
+    standard input.
 
     Attributes:
         passed_over: files in the folders gone through so far that are no images by their suffix.
     """
 
     def __init__(self, names: Iterable[str], list_file: str | None = None):
-        """Opens nothing yet.
-
-        Args:
-            names: files and folders.
-            list_file: a file with one more on each line; `-` is standard input.
-        """
         self.passed_over = []
         self._names, self._list_file = names, list_file
 
     def __iter__(self) -> Iterator[pathlib.Path]:
-        """Yields the posters in the order of their names, a folder's sorted.
-
-        Raises:
-            config.UsageError: the list cannot be read.
-        """
         for name in itertools.chain(self._names, self._listed()):
             path = pathlib.Path(name)
             yield from self._images_in(path) if path.is_dir() else (path,)
 
     def describe_passed_over(self) -> str:
-        """Returns how many files were passed over, and the first of them."""
         count = len(self.passed_over)
         named = ", ".join(map(str, self.passed_over[:_NUM_NAMED]))
         more = f" and {count - _NUM_NAMED} more" if count > _NUM_NAMED else ""

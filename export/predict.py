@@ -64,7 +64,6 @@ _TIMEOUT = flags.DEFINE_float(
 
 
 def main(arguments: list[str]) -> None:
-    """Predicts as the flags say; ends with status 1 if a poster has no answer or there is none."""
     _check_flags(arguments)
     command_line.import_tensorflow()
     asked, failed, ending = 0, 0, ""
@@ -73,12 +72,9 @@ def main(arguments: list[str]) -> None:
     write = _writer()
     explain = _explainer(client)
     try:
-        answers = clients.ask_all(
-            client, posters, _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
-        )
-        for poster, answer in tqdm.tqdm(
-            answers, unit="poster", leave=False, disable=not sys.stderr.isatty()
-        ):
+        batches = _BATCH_SIZE.value, _PARALLEL.value, _MAX_SIDE.value
+        answers = clients.ask_all(client, posters, *batches)
+        for poster, answer in tqdm.tqdm(answers, unit="poster", leave=False, disable=None):
             asked += 1
             if answer.error:
                 tqdm.tqdm.write(f"{poster}: {answer.error}", file=sys.stderr)

@@ -14,7 +14,6 @@ class Predictor:
     """Answers for posters; see `load`."""
 
     def __init__(self, client: clients.LocalClient):
-        """Takes what it asks."""
         self._client = client
 
     def __call__(
@@ -25,12 +24,6 @@ class Predictor:
         max_side: int = 0,
     ):
         """Returns the genres of posters.
-
-        Args:
-            paths: image files, as `python -m export.predict` takes them.
-            batch_size: posters that go through the model at once.
-            parallel: batches at a time.
-            max_side: that of the dataset, in pixels, if its larger posters were reduced.
 
         Returns:
             A pandas DataFrame, a row a poster, in their order, with two levels of columns:
@@ -62,8 +55,7 @@ def load(path: str | os.PathLike) -> Predictor:
         predictor = export.load("exports/imdb")
         frame = predictor(["a.jpg", "b.jpg"])
 
-    Args:
-        path: a directory of versions, of which the newest answers, one version, or a run.
+    The path is a directory of versions, of which the newest answers, one version, or a run.
 
     Raises:
         config.UsageError: it is none of these.

@@ -17,16 +17,9 @@ _HTTP2_SETTINGS = "\x04"  # The type of a gRPC server's first frame, in its four
 
 
 class RestClient(server_client.ServerClient):
-    """Asks a server at its REST port."""
+    """Asks a server at HOST:PORT."""
 
     def __init__(self, host: str, model: str, timeout: float):
-        """Prepares to ask.
-
-        Args:
-            host: HOST:PORT.
-            model: the name under which it is served.
-            timeout: seconds that an answer may take, all attempts together.
-        """
         super().__init__(timeout)
         self._host = host
         self._url = f"http://{host}/v1/models/{model}:predict"
@@ -52,7 +45,6 @@ class RestClient(server_client.ServerClient):
         raise kind(f"{self._url}: {response.status_code} {response.text.strip()}")
 
     def _failure(self, error: Exception) -> Exception:
-        """Returns what is wrong where there is no answer."""
         cause = error.args[0] if error.args else None
         if isinstance(error, requests.ReadTimeout):
             return answers.SilentError(f"{self._url}: no answer within {self._timeout:g} seconds")

@@ -42,11 +42,8 @@ def export_saved_model(
     the run's own model does: a server that watches `export_dir` never sees part of it.
 
     Args:
-        run_dir: directory of a run.
-        export_dir: directory of versions, for TensorFlow Serving's `model_base_path`.
-        top_k: genres that the signature `top_k` answers with.
         limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
-        tta: variants of each image whose answers are averaged, of `config.TTA`.
+        tta: of `config.TTA`.
         formats: what the version has beside the SavedModel, of `formats.FORMATS`.
         keep_versions: how many of the newest versions to keep; 0: all.
 
@@ -131,12 +128,6 @@ def open_run(
     tta: str = config_lib.NO_TTA,
 ) -> OpenRun:
     """Returns what is exported of a run, to be asked without an export.
-
-    Args:
-        run_dir: directory of a run.
-        top_k: genres that the signature `top_k` answers with.
-        limits: what an image may cost; `max_side` is that of the run's dataset, if it is there.
-        tta: variants of each image whose answers are averaged, of `config.TTA`.
 
     Raises:
         config.UsageError: there is no run with a checkpoint in `run_dir`.

@@ -28,14 +28,9 @@ class ServerClient(abc.ABC):
     """
 
     def __init__(self, timeout: float):
-        """Prepares to ask.
-
-        Args:
-            timeout: seconds that an answer may take, all attempts together.
-        """
         self.answered = False
         self.sent_again = 0
-        self._timeout = timeout
+        self._timeout = timeout  # Seconds that an answer may take, all attempts together.
         self._lock = threading.Lock()
 
     def ask(self, images: list[bytes]) -> list[answers.Answer]:
@@ -72,11 +67,7 @@ class ServerClient(abc.ABC):
 
     @abc.abstractmethod
     def _send(self, request: Any, seconds: float) -> dict[str, Any]:
-        """Sends a request once and returns the outputs of the signature, each with the batch first.
-
-        Raises:
-            answers.ServerError: as above, of this attempt.
-        """
+        """Sends a request once; returns the signature's outputs, each with the batch first."""
 
 
 def is_this_machine(host: str) -> bool:

@@ -74,30 +74,17 @@ _SERVER_FLAGS = """--port=8500
 
 
 class Capacity(NamedTuple):
-    """How much a server takes at a time.
+    """How much a server takes at a time."""
 
-    Attributes:
-        wait_micros: how long the first request of a batch waits for others, in microseconds.
-        num_batch_threads: batches in work.
-        max_enqueued_batches: batches that wait.
-        requests_in_flight: requests that are answered or wait.
-        grpc_max_threads: threads of the gRPC port.
-    """
-
-    wait_micros: int
-    num_batch_threads: int
-    max_enqueued_batches: int
-    requests_in_flight: int
+    wait_micros: int  # How long the first request of a batch waits for others, in microseconds.
+    num_batch_threads: int  # Batches in work.
+    max_enqueued_batches: int  # Batches that wait.
+    requests_in_flight: int  # Requests that are answered or wait.
     grpc_max_threads: int
 
 
 def plan_capacity(profile: str, cores: int) -> Capacity:
-    """Returns the numbers of the model above.
-
-    Args:
-        profile: `CPU` or `GPU`, where the CNN is computed.
-        cores: of the server's machine.
-    """
+    """Returns the numbers of the model above."""
     machine_ms = _CORE_MS[profile] / cores  # A poster.
     num_batch_threads = cores if profile == CPU else max(2, cores // 4)
     requests_in_flight = 2 * MAX_BATCH_SIZE * num_batch_threads
@@ -116,11 +103,7 @@ def write_server_files(
 ) -> None:
     """Writes the server's settings beside the versions, each unless it is there.
 
-    Args:
-        export_dir: directory of versions; its name is the one under which they are served.
-        profile: `CPU` or `GPU`, where the CNN is computed.
-        cores: of the server's machine.
-        replace: whether to write those that depend on profile and cores over.
+    With `replace` it writes those that depend on profile and cores over.
     """
     from trainer.run import directory  # Imports TensorFlow.
 

@@ -30,13 +30,9 @@ def write_version_files(
     """Writes what belongs to one version, into its directory.
 
     Args:
-        version: directory of a SavedModel that is not published yet.
         signatures: its concrete functions, by name.
         facts: of the run, as `checkpoints.restore_model` returns them, and the export's `tta` and
             what is to be said of other `formats`.
-        run: the run.
-        limits: what an image may cost.
-        decision: what makes genres of its logits.
         image: a JPEG for the warmup requests.
     """
     (version / "labels.txt").write_text("".join(f"{name}\n" for name in facts["genres"]))
@@ -130,10 +126,6 @@ def warmup_requests(image: bytes, image_size: int) -> list[Any]:
 
     Without them the first clients wait for TensorFlow to prepare each batch size. The
     server's log says "Finished reading warmup data" when they have run.
-
-    Args:
-        image: a JPEG.
-        image_size: side of the decoded posters, in pixels.
 
     Returns:
         `PredictionLog` messages: each signature with each of the usual batch sizes.

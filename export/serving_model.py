@@ -31,16 +31,7 @@ class ServingModel(tf.Module):
         limits: loading.Limits,
         tta: str = config_lib.NO_TTA,
     ):
-        """Wraps a trained model.
-
-        Args:
-            model: uint8 [N, S, S, 3] to logits [N, G].
-            decision: the names of the G genres, and what makes genres of the logits.
-            image_size: S.
-            top_k: genres that `top_k` answers with; all, if there are fewer.
-            limits: what an image may cost.
-            tta: variants of each image whose answers are averaged, of `config.TTA`.
-        """
+        """Wraps a model of uint8 [N, S, S, 3] to logits [N, G], with what makes genres of them."""
         super().__init__(name="poster_genres")
         genres = tuple(decision.table.index)
         extractor = ends.feature_extractor(model)
@@ -66,10 +57,7 @@ class ServingModel(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serving_default(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Scores every genre for each image.
-
-        Args:
-            image_bytes: string [N], JPEGs or PNGs of any size.
+        """Scores every genre for each image, JPEGs or PNGs of any size, string [N].
 
         Returns:
             scores: float32 [N, G], the model's probability of each genre.
@@ -86,9 +74,6 @@ class ServingModel(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def top_k(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the K most probable genres of each image, best first.
-
-        Args:
-            image_bytes: string [N], JPEGs or PNGs of any size.
 
         Returns:
             scores and calibrated: float32 [N, K]; predicted: bool [N, K]; genres: string [N, K];
@@ -116,14 +101,7 @@ class ServingModel(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="pixels")])
     def pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Scores images that are decoded already.
-
-        Args:
-            pixels: uint8 [N, H, W, 3], RGB.
-
-        Returns:
-            scores: float32 [N, G]; genres: string [N, G].
-        """
+        """Scores images that are decoded already, uint8 [N, H, W, 3], RGB."""
         scores = tf.cond(
             tf.size(pixels) > 0,
             lambda: tf.sigmoid(self._logits(self._resize(pixels))),
@@ -134,9 +112,6 @@ class ServingModel(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns what the model's head makes genres of, for each image; `tta` leaves it as it is.
-
-        Args:
-            image_bytes: string [N], JPEGs or PNGs of any size.
 
         Returns:
             features: float32 [N, F], alike for images that the model takes for alike;
@@ -151,7 +126,6 @@ class ServingModel(tf.Module):
         return tf.tile([self._genres], [tf.shape(answers)[0], 1])
 
     def _answer_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the logits [N, G] and the status [N] of images."""
         status, pixels = self.load(images)
         return self._logits(pixels), status
 
