@@ -4,8 +4,8 @@
 
 Decoding in which a bad image fails alone against a plain `map_fn`, in which it fails the batch,
 also with the last image cut off; and the whole signature, with `--tta` of each poster's views,
-against the CNN alone. In turns of one run; a tenth of the calls were faster than the times given, so that
-they hold on a machine that has other work, too.
+against the CNN alone. In turns of one run; a tenth of the calls were faster than the times given,
+so that they hold on a machine that has other work, too.
 """
 
 import pathlib

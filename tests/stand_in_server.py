@@ -26,11 +26,7 @@ import time
 import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import (
-    classification_pb2,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from export import saved_model, serving_files
 
@@ -183,11 +179,6 @@ class Joined:
         try:
             # The latest deadline is that of all; one request without any has none.
             deadline = None if None in batch.deadlines else max(batch.deadlines)
-            if deadline and deadline < time.monotonic():
-                raise RefusedError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "Run() timeout exceeded while waiting in batching queue",
-                )
             if len({np.shape(part)[1:] for part in batch.parts}) > 1:
                 raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, OF_TWO_SIZES % name)
             joined = np.concatenate(batch.parts)
@@ -238,16 +229,6 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response = predict_pb2.PredictResponse()
         for name, value in self._run(context, request.model_spec, **inputs).items():
             response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
-        return response
-
-    def Classify(self, request, context):  # noqa: N802
-        examples = [e.SerializeToString() for e in request.input.example_list.examples]
-        outputs = self._run(context, request.model_spec, inputs=examples)
-        response = classification_pb2.ClassificationResponse()
-        for labels, scores in zip(outputs["classes"], outputs["scores"], strict=True):
-            classes = response.result.classifications.add().classes
-            for label, score in zip(labels, scores, strict=True):
-                classes.add(label=label.decode(), score=score)
         return response
 
 
