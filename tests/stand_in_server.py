@@ -32,14 +32,8 @@ from export import saved_model, serving_files
 
 DEFAULT = "serving_default"
 POLL_SECONDS = 1  # Between two looks for new versions, as the server's default is.
-REST_SECONDS = 30  # What a REST request may take, where --rest_api_timeout_in_ms says nothing.
 THREADS = 4 * os.cpu_count()  # Of each port, where no flag says otherwise.
 POLLING_THREADS = 3  # Of gRPC's, which answer nothing: 8 had room for 5 requests.
-OF_TWO_SIZES = (
-    "Tensors with name '%s' from different tasks have different shapes and padding is turned off. "
-    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name have "
-    "equal dimensions starting with the first dim."
-)
 # How the server's REST port says what its gRPC port does.
 HTTP_STATUS = {
     grpc.StatusCode.NOT_FOUND: 404,
@@ -72,8 +66,7 @@ class Model:
         self.requests = 0
         self._lock = threading.Lock()
 
-    def run(self, signature, deadline=None, **inputs):
-        """Returns the outputs; `deadline` is a time of `time.monotonic`."""
+    def run(self, signature, **inputs):
         with self._lock:
             self.requests += 1
             self.busy -= 1
@@ -83,17 +76,10 @@ class Model:
         if missing := inputs.keys() - signature.inputs.keys():
             message = f"No inputs {', '.join(missing)} found in SignatureDef"
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
-        options = tf.compat.v1.RunOptions()
-        if deadline:
-            options.timeout_in_ms = max(1, int(1000 * (deadline - time.monotonic())))
-        try:
-            return self._session.run(
-                {name: tensor.name for name, tensor in signature.outputs.items()},
-                {signature.inputs[name].name: value for name, value in inputs.items()},
-                options,
-            )
-        except tf.errors.DeadlineExceededError as error:
-            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, error.message) from error
+        return self._session.run(
+            {name: tensor.name for name, tensor in signature.outputs.items()},
+            {signature.inputs[name].name: value for name, value in inputs.items()},
+        )
 
 
 class Newest:
@@ -143,7 +129,7 @@ class Joined:
     def version(self):
         return self._model.version
 
-    def run(self, signature, deadline=None, **inputs):
+    def run(self, signature, **inputs):
         ((name, value),) = inputs.items()
         value = np.asarray(value, None if isinstance(value, np.ndarray) else object)
         if len(value) > self._largest:
@@ -160,7 +146,6 @@ class Joined:
             leads = len(value) > 0 and batch.size == 0
             rows = slice(batch.size, batch.size + len(value))
             batch.parts.append(value)
-            batch.deadlines.append(deadline)
             batch.size = rows.stop
             if batch.size == self._largest:
                 batch.full.set()
@@ -177,12 +162,8 @@ class Joined:
             self._waiting[signature] -= 1
             self.batches.append(len(batch.parts))
         try:
-            # The latest deadline is that of all; one request without any has none.
-            deadline = None if None in batch.deadlines else max(batch.deadlines)
-            if len({np.shape(part)[1:] for part in batch.parts}) > 1:
-                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, OF_TWO_SIZES % name)
             joined = np.concatenate(batch.parts)
-            batch.outputs.set_result(self._model.run(signature, deadline, **{name: joined}))
+            batch.outputs.set_result(self._model.run(signature, **{name: joined}))
         except Exception as error:
             batch.outputs.set_exception(error)  # Of every client in the batch.
 
@@ -201,7 +182,7 @@ class Batch:
     """Requests that are answered together."""
 
     def __init__(self):
-        self.parts, self.deadlines, self.size = [], [], 0
+        self.parts, self.size = [], 0
         self.full = threading.Event()
         self.outputs = concurrent.futures.Future()
 
@@ -255,7 +236,7 @@ def serve_grpc(name, model, port=0, threads=THREADS):
 
 
 @contextlib.contextmanager
-def serve_rest(name, model, port=0, threads=THREADS, seconds=REST_SECONDS):
+def serve_rest(name, model, port=0, threads=THREADS):
     """Yields the address of a server; what its threads have no time for waits, unlike by gRPC."""
     free_threads = threading.Semaphore(threads)
 
@@ -276,7 +257,7 @@ def serve_rest(name, model, port=0, threads=THREADS, seconds=REST_SECONDS):
                 check_name(asked, name)
                 answer = {"predict": predict, "classify": classify}[verb]
                 with free_threads:
-                    outputs = answer(model, request, time.monotonic() + seconds)
+                    outputs = answer(model, request)
                 self._reply(200, outputs)
             except RefusedError as error:
                 self._reply(HTTP_STATUS[error.code], {"error": str(error)})
@@ -308,20 +289,20 @@ def serve_rest(name, model, port=0, threads=THREADS, seconds=REST_SECONDS):
 SERVE = {"rest": serve_rest, "grpc": serve_grpc}
 
 
-def predict(model, request, deadline):
+def predict(model, request):
     """Answers a REST request in the row format."""
     images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["instances"]]
-    outputs = model.run(request.get("signature_name", DEFAULT), deadline, image_bytes=images)
+    outputs = model.run(request.get("signature_name", DEFAULT), image_bytes=images)
     columns = {key: value.tolist() for key, value in outputs.items()}
     rows = [{key: column[i] for key, column in columns.items()} for i in range(len(images))]
     return {"predictions": rows}
 
 
-def classify(model, request, deadline):
+def classify(model, request):
     """Answers a REST request to the Classify API."""
     images = [base64.b64decode(row["image_bytes"]["b64"]) for row in request["examples"]]
     examples = [serving_files.example(image).SerializeToString() for image in images]
-    outputs = model.run(request.get("signature_name", DEFAULT), deadline, inputs=examples)
+    outputs = model.run(request.get("signature_name", DEFAULT), inputs=examples)
     rows = zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True)
     return {"results": [list(zip(labels, scores, strict=True)) for labels, scores in rows]}
 
@@ -345,7 +326,6 @@ def serve(export_dir: pathlib.Path, **flags):
         joined,
         int(flags["rest_api_port"]),
         int(flags["rest_api_num_threads"]),
-        int(flags["rest_api_timeout_in_ms"]) / 1000,
     )
     remote = serve_grpc(export_dir.name, joined, int(flags["port"]), int(flags["grpc_max_threads"]))
     with rest as rest, remote as remote:

@@ -96,44 +96,12 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
     assert client.sent_again >= 3
 
 
-def test_a_server_with_its_own_threads_refuses_a_handful_of_clients(version, images):
-    """What `--grpc_max_threads` is for, and what a client does where it is not given."""
-
-    class Slow(stand_in_server.Model):
-        def run(self, *arguments, **inputs):
-            time.sleep(0.2)
-            return super().run(*arguments, **inputs)
-
-    with stand_in_server.serve_grpc("posters", Slow(version), threads=8) as address:
-        client = clients.connect(address, "posters", 60)
-        with concurrent.futures.ThreadPoolExecutor(12) as pool:
-            answers = list(pool.map(client.ask, [images[:1]] * 12))
-    assert client.sent_again >= 7
-    assert all(answer == answers[0] and answer[0].genres for answer in answers)
-
-
-def test_what_takes_longer_than_the_rest_limit_is_sent_again(version, images):
-    seconds = [0.5]
-
-    class Slow(stand_in_server.Model):
-        def run(self, *arguments, **inputs):
-            time.sleep(seconds.pop() if seconds else 0)
-            return super().run(*arguments, **inputs)
-
-    model = Slow(version)
-    stand_in_server.Model.run(model, "serving_default", image_bytes=images)  # Or it takes longer.
-    with stand_in_server.serve_rest("posters", model, seconds=0.4) as address:
-        client = clients.connect(address, "posters", 60)
-        assert all(answer.genres for answer in client.ask(images))
-    assert client.sent_again
-
-
 def test_a_refused_request_harms_only_its_posters(version, synthetic_posters, wire):
     posters = sorted((synthetic_posters / "Images").glob("*.jpg"))[:9]
     refused = posters[3].read_bytes()
 
     class Model(stand_in_server.Model):
-        def run(self, signature, deadline=None, *, image_bytes):
+        def run(self, signature, *, image_bytes):
             if refused in list(image_bytes):
                 raise stand_in_server.RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "unwanted")
             return super().run(signature, image_bytes=image_bytes)

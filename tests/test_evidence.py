@@ -1,17 +1,13 @@
 """What a genre rests on is where its sign is, in numbers, in pictures and in the client's files."""
 
-import csv
 import io
 import shutil
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from export import clients, evidence_files
-from poster_tfds import synthetic
 from trainer import config
 from trainer.data import preprocessing
 from trainer.reports import analysis, evidence as evidence_lib
@@ -65,60 +61,6 @@ def test_a_poster_is_hidden_in_its_mean_colour_and_large_ones_go_few_at_a_time()
     assert sum(hidden) == 4
     mean = np.round(pixels.reshape(-1, 3).mean(axis=0))
     assert all(np.array_equal(middles[i], mean) for i in np.flatnonzero(hidden))
-
-
-@pytest.fixture(scope="module")
-def learnt(synthetic_posters):
-    """A network that knows the signs of the genres, and posters that it has not seen.
-
-    Returns:
-        A function of pixels to logits; a poster's pixels and genres, of each.
-    """
-    with (synthetic_posters / "train.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    files = [synthetic_posters / "Images" / f"{row['Id']}.jpg" for row in rows]
-    images = np.stack([preprocessing.decode_and_resize(file.read_bytes(), 48) for file in files])
-    labels = np.array([[float(row[genre]) for genre in synthetic.GENRES] for row in rows])
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((48, 48, 3)),
-            keras.layers.Rescaling(1 / 255),
-            keras.layers.Conv2D(32, 3, 2, activation="relu"),
-            keras.layers.Conv2D(32, 3, 2, activation="relu"),
-            keras.layers.GlobalMaxPooling2D(),
-            keras.layers.Dense(len(synthetic.GENRES)),
-        ]
-    )
-    loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(5e-3), loss)
-    model.fit(images[40:], labels[40:], batch_size=32, epochs=15, verbose=0)
-    return tf.function(model), list(zip(images[:40], labels[:40], strict=True))
-
-
-def cells_of_sign(pixels, genre):
-    """Returns which cells a genre's sign is in, by its colour, bool [CELLS, CELLS]."""
-    colour, _ = synthetic._SIGNS[synthetic.GENRES[genre]]
-    is_sign = np.abs(pixels.astype(int) - colour).sum(axis=2) < 80
-    size = len(pixels) // CELLS
-    return is_sign.reshape(CELLS, size, CELLS, size).mean(axis=(1, 3)) > 0.1
-
-
-@pytest.mark.slow
-def test_maps_of_what_has_learnt_point_at_the_signs_of_the_genres(learnt):
-    answer, posters = learnt
-    hits, misses, others = 0, 0, 0
-    for pixels, labels in posters:
-        evidence = evidence_lib.occlude(answer, pixels)
-        own = np.flatnonzero(labels)
-        for genre in own:
-            at_highest = np.unravel_index(evidence.map_of(genre).argmax(), (CELLS, CELLS))
-            is_hit = cells_of_sign(pixels, genre)[at_highest]
-            hits, misses = hits + is_hit, misses + (not is_hit)
-            others += any(cells_of_sign(pixels, g)[at_highest] for g in own if g != genre)
-    assert hits > 60
-    assert misses < 0.15 * hits
-    assert others < 0.15 * hits
 
 
 def test_a_picture_is_orange_where_the_poster_speaks_for_a_genre_and_blue_where_against():

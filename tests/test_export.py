@@ -1,10 +1,6 @@
 """What is exported answers as what was trained, and is published whole or not at all."""
 
-import errno
 import json
-import os
-import pathlib
-import re
 import shutil
 import signal
 import sys
@@ -156,17 +152,6 @@ def test_a_model_that_answers_otherwise_is_not_published(run_dir, version, tmp_p
     assert list((tmp_path / "e").iterdir()) == []
 
 
-def test_a_full_disk_is_named_and_nothing_is_left(run_dir, tmp_path, monkeypatch):
-    def save(module, path, signatures):
-        pathlib.Path(path).mkdir()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(tf.saved_model, "save", save)
-    with pytest.raises(config.UsageError, match=r"No space left on device.* nothing was"):
-        saved_model.export_saved_model(run_dir, tmp_path / "e")
-    assert list((tmp_path / "e").iterdir()) == []
-
-
 def test_the_side_to_which_the_dataset_reduced_is_a_limit(run_dir, data_dir, tmp_path):
     """The run is asked without an export, as if its dataset had been built with `max_side`."""
     shutil.copytree(data_dir / "poster_tfds", tmp_path / "data" / "poster_tfds")
@@ -193,23 +178,6 @@ def test_what_cannot_be_exported_is_refused_by_name(run_dir, tmp_path):
     with pytest.raises(config.UsageError, match="--max_image_pixels=100: these refuse every"):
         saved_model.export_saved_model(run_dir, tmp_path, limits=loading.Limits(max_pixels=100))
     assert saved_model.published_versions(tmp_path) == []
-
-
-def test_readmes_recipe_finds_a_copy(version, synthetic_posters, tmp_path):
-    """It prints each poster of a folder with those that are most like it."""
-    readme = (conftest.PROJECT / "export/README.md").read_text()
-    (recipe,) = re.findall(r"```python\n([^`]*NearestNeighbors[^`]*)```", readme)
-    posters = sorted((synthetic_posters / "Images").glob("*.jpg"))[:8]
-    for poster in (*posters, posters[3]):
-        name = "copy.jpg" if (tmp_path / poster.name).exists() else poster.name
-        shutil.copy(poster, tmp_path / name)
-    (tmp_path / "junk.jpg").write_bytes(b"junk")
-    recipe = recipe.replace("exports/imdb/1", str(version)).replace("posters/Images", str(tmp_path))
-    printed = []
-    exec(recipe, {"print": lambda *words: printed.append(list(map(str, words)))})
-    assert len(printed) == 9
-    (of_copy,) = [words for words in printed if words[0] == str(tmp_path / "copy.jpg")]
-    assert of_copy[1] == f"1.000 {tmp_path / posters[3].name}"
 
 
 @pytest.mark.slow

@@ -18,17 +18,12 @@ import time
 import warnings
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import requests
 import tensorflow as tf
 
 pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
 
-import grpc
-from google.protobuf import text_format
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-from tensorflow_serving.config import model_server_config_pb2
 
 from export import clients, saved_model, server_settings
 from tests import conftest, stand_in_server
@@ -134,27 +129,6 @@ def posters(synthetic_posters):
     return [path.read_bytes() for path in paths[:12]]
 
 
-def test_readmes_line_names_settings_that_are_there(server):
-    flags = readme_flags(server.export_dir, 1, 2)
-    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in flags)
-    named = {name: value for name, value in flags.items() if name.endswith("_file")}
-    assert named.keys() == {
-        "model_config_file",
-        "batching_parameters_file",
-        "monitoring_config_file",
-    }
-    assert "enable_batching" in flags
-    assert (flags["port"], flags["rest_api_port"]) == ("1", "2")
-    config = model_server_config_pb2.ModelServerConfig()
-    for name, value in named.items():
-        with open(value) as file:
-            if name == "model_config_file":
-                text_format.Parse(file.read(), config)
-    (model,) = config.model_config_list.config
-    assert (model.name, model.base_path) == ("posters", str(server.export_dir))
-    assert model.model_version_policy.latest.num_versions == 1
-
-
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
 def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
     images = [*posters[:3], b"junk", b"", *posters[3:6]]
@@ -171,43 +145,6 @@ def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
 def test_a_request_of_more_than_a_batch_is_refused_by_name(server, posters, wire):
     with pytest.raises(clients.ServerError, match="larger than maximum input batch size"):
         clients.connect(getattr(server, wire), "posters", 60).ask(posters[:1] * 33)
-
-
-def test_an_empty_list_is_answered_when_another_request_comes(server, posters):
-    """A fault of the server's, of which README warns: it waits until then."""
-    client = clients.connect(server.grpc, "posters", 60)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        empty = pool.submit(client.ask, [])
-        try:
-            with pytest.raises(TimeoutError):
-                empty.result(timeout=1)
-        finally:
-            client.ask(posters[:1])
-        assert empty.result() == []
-
-
-def test_pixels_of_two_sizes_that_are_joined_are_both_refused(server):
-    def ask(side):
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = "posters", "pixels"
-        pixels = np.zeros([1, side, side, 3], np.uint8)
-        request.inputs["pixels"].CopyFrom(tf.make_tensor_proto(pixels))
-        try:
-            stub.Predict(request, timeout=60)
-        except grpc.RpcError as error:
-            return error.code(), error.details()
-        return None
-
-    with (
-        grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel,
-        concurrent.futures.ThreadPoolExecutor(2) as pool,
-    ):
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        for _ in range(50):  # Until two come within the time that the first waits.
-            if any(refused := list(pool.map(ask, (48, 50)))):
-                break
-    assert [code for code, _ in refused] == [grpc.StatusCode.FAILED_PRECONDITION] * 2
-    assert all("from different tasks have different shapes" in details for _, details in refused)
 
 
 def test_a_second_version_takes_over_under_load_and_no_request_fails(server, posters):
