@@ -82,15 +82,13 @@ def test_every_signature_answers_as_the_model_does(run_dir, version, evaluated):
 def test_a_mixed_precision_run_is_exported_in_float32_and_without_thresholds(data_dir, tmp_path):
     run_dir = tmp_path / "run"
     conftest.train(data_dir, run_dir, precision="mixed_float16", max_steps=2)
-    version = saved_model.export_saved_model(run_dir, tmp_path / "export")
-    loaded = tf.saved_model.load(str(version))
-    graph = loaded.signatures["serving_default"].graph
+    opened = saved_model.open_run(run_dir)
+    graph = opened.module.serving_default.get_concrete_function().graph
     dtypes = {output.dtype for op in graph.get_operations() for output in op.outputs}
     assert not dtypes & {tf.bfloat16, tf.float16}
-    kept = decision.read(version / "thresholds.json")
-    assert kept.how.startswith("Not chosen: each threshold is 0.5")
-    assert "--validation_split" in kept.how
-    assert set(kept.table["threshold"]) == {0.5}
+    assert opened.decision.how.startswith("Not chosen: each threshold is 0.5")
+    assert "--validation_split" in opened.decision.how
+    assert set(opened.decision.table["threshold"]) == {0.5}
 
 
 def test_weights_are_stored_once(run_dir, version):
