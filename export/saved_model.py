@@ -139,7 +139,7 @@ def open_run(
         limits = limits._replace(max_side=split.builder.info.metadata.get("max_side", 0))
     decision = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
     if not decision:
-        why = "A run with --validation_split chooses them."
+        why = decision_lib.RECOMMENDATION
         if facts["validation_split"]:
             why = f"`python -m trainer.report_page --run_dir={run_dir} --tta={tta}` chooses them."
         decision = decision_lib.undecided(facts["genres"], why)

@@ -21,12 +21,6 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _TTA = config_lib.define_tta_flag()
 _TARGET_PRECISION = config_lib.define_target_precision_flag()
-_THRESHOLDS_FROM = flags.DEFINE_string(
-    "thresholds_from",
-    "",
-    "Take the thresholds of this run, which has a validation split; for a run that has none.",
-)
-
 _COLUMNS = flags.DEFINE_string(
     "columns",
     "",
@@ -43,8 +37,6 @@ def main(arguments: list[str]) -> None:
     answers = evaluated.evaluate_run(
         _RUN_DIR.value, _SPLIT.value, _DATA_DIR.value, _TTA.value, _TARGET_PRECISION.value
     )
-    if _THRESHOLDS_FROM.value:
-        answers = evaluated.with_thresholds_of(answers, _THRESHOLDS_FROM.value)
     described = report.Report(answers, _COLUMNS.value)
     path = page.write(described)
     print(f"{page.describe(described)}\n\nWrote {path}")

@@ -154,6 +154,21 @@ class Split:
         """Returns so many parts of it, of equal size to one example."""
         return [Split(self.builder, part) for part in tfds.even_splits(self.name, count)]
 
+    def _cut(self, start: int, end: int) -> list[str]:
+        """Returns the names of what is from one of its examples to before another."""
+        infos, names, first = self.builder.info.splits, [], 0
+        for part in tfds.core.ReadInstruction.from_spec(self.name).to_absolute(infos):
+            size = infos[part.splitname].num_examples
+            lowest, highest, _ = slice(part.from_, part.to).indices(size)
+            inner_start, inner_end = (
+                max(lowest, lowest + start - first),
+                min(highest, lowest + end - first),
+            )
+            if inner_start < inner_end:
+                names.append(f"{part.splitname}[{inner_start}:{inner_end}]")
+            first += highest - lowest
+        return names
+
     def pieces(self, start: int, end: int) -> list[Piece]:
         """Returns where its examples are, from one to before another."""
         found, first = [], 0

@@ -11,7 +11,10 @@ import pandas as pd
 from trainer.decisions import calibration, thresholds
 from trainer.run import directory
 
-_FOLDS = 5
+RECOMMENDATION = (
+    "Train with a validation split (--train_split='train[:85%]' "
+    "--validation_split='train[85%:]'), and the report chooses them."
+)
 NEVER = 2.0  # A threshold that no probability reaches.
 _COLUMNS = ["threshold", "slope", "intercept", "posters", "remark"]
 
@@ -103,29 +106,6 @@ def choose(
     return Decision(table, how, split)
 
 
-def cross_fit(
-    labels: np.ndarray, logits: np.ndarray, target_precision: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decides for posters by each other: for a fifth of them by the other four.
-
-    Args:
-        labels: [N, G], 0 or 1.
-        logits: float [N, G].
-        target_precision: as of `thresholds.choose_thresholds`.
-
-    Returns:
-        Calibrated probabilities, float64 [N, G], and predicted genres, bool [N, G].
-    """
-    calibrated, predicted = np.empty(labels.shape), np.empty(labels.shape, bool)
-    folds = np.arange(len(labels)) % _FOLDS
-    for fold in range(_FOLDS):
-        ours, others = folds == fold, folds != fold
-        decision = choose(range(labels.shape[1]), labels[others], logits[others], target_precision)
-        calibrated[ours] = decision.calibrate(logits[ours])
-        predicted[ours] = decision.predict(logits[ours])
-    return calibrated, predicted
-
-
 def undecided(genres: Sequence[str], why: str = "") -> Decision:
     """Returns the thresholds 0.5, and no calibration, for want of posters to choose by.
 
@@ -160,8 +140,7 @@ def read(path: pathlib.Path, **facts: int | str) -> Decision | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    is_of_facts = all(content[name] == value for name, value in facts.items())
-    if not is_of_facts or "split" not in content:  # Earlier versions did not say it.
+    if any(content[name] != value for name, value in facts.items()):
         return None
     return Decision.from_json(content)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn import metrics
 
 from trainer.reports import answers as answers_lib, intervals, scores as scores_lib
 
@@ -19,6 +20,7 @@ def score_genres(
     answers: answers_lib.Answers,
     predicted: np.ndarray,
     train_counts: np.ndarray,
+    num_resamples: int = intervals.NUM_RESAMPLES,
 ) -> pd.DataFrame:
     """Scores each genre, the one with most posters in the train split first.
 
@@ -27,6 +29,7 @@ def score_genres(
         answers: for the posters.
         predicted: bool [N, G], which genres they are taken to have.
         train_counts: int [G], posters of each genre in the train split.
+        num_resamples: of the posters, for the intervals.
 
     Returns:
         A row a genre: `num_train` and `num_evaluated`, its posters; `constant`, their share of the
@@ -42,12 +45,11 @@ def score_genres(
         chosen, scores = labels[rows], logits[rows]
         return [scores_lib.average_precision(chosen[:, g], scores[:, g]) for g in each]
 
-    low, high = intervals.bootstrap(average_precisions, len(labels))
-    counts, num_predicted = labels.sum(axis=0), predicted.sum(axis=0)
-    num_right = (labels & predicted).sum(axis=0)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN.
-        precision, recall = num_right / num_predicted, num_right / counts
-        f1 = 2 * num_right / (num_predicted + counts)
+    low, high = intervals.bootstrap(average_precisions, len(labels), num_resamples=num_resamples)
+    counts = labels.sum(axis=0)
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        labels, predicted, average=None, zero_division=np.nan
+    )
     scores = pd.DataFrame(
         {
             "num_train": np.asarray(train_counts),
@@ -114,6 +116,7 @@ def score_with_intervals(
     decided: tuple[np.ndarray, np.ndarray],
     base_rates: np.ndarray,
     target_precision: float,
+    num_resamples: int = intervals.NUM_RESAMPLES,
 ) -> pd.DataFrame:
     """Scores all posters by all metrics, each with its interval and the constant predictor's.
 
@@ -125,6 +128,7 @@ def score_with_intervals(
         decided: calibrated probabilities [N, G] and predicted genres [N, G].
         base_rates: float [G], of the train split.
         target_precision: with which the predicted genres were chosen; 0: for the best F1.
+        num_resamples: of the posters, for the intervals.
 
     Returns:
         A row a metric: `score`, `low` and `high` of `intervals.bootstrap`, and `constant`.
@@ -145,7 +149,9 @@ def score_with_intervals(
     of_constant = scores_lib.compute_constant_metrics(labels, base_rates)
     of_constant |= scores_lib.compute_more_metrics(labels, *constants)
     scores = score(np.arange(len(labels)))
-    low, high = intervals.bootstrap(lambda rows: [*score(rows).values()], len(labels))
+    low, high = intervals.bootstrap(
+        lambda rows: [*score(rows).values()], len(labels), num_resamples=num_resamples
+    )
     table = pd.DataFrame({"score": scores, "constant": of_constant})
     return table.assign(low=low, high=high)[["score", "low", "high", "constant"]]
 
@@ -181,23 +187,6 @@ def top_genres(logits: np.ndarray, count: int = 3) -> list[tuple[int, float]]:
     """Returns the most probable genres of a poster, indices with scores, from logits [G]."""
     best = np.argsort(-logits, kind="stable")[:count]
     return [(int(i), float(1 / (1 + np.exp(-np.float64(logits[i]))))) for i in best]
-
-
-def precision_recall(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns recall and precision of each threshold, from the highest score down.
-
-    Args:
-        labels: [N], 0 or 1.
-        logits: float [N].
-
-    Returns:
-        Float64 [T] each, a threshold for each distinct logit.
-    """
-    order = np.argsort(-logits, kind="stable")
-    is_last_of_equals = np.append(np.diff(logits[order]) < 0, True)
-    num_right = np.cumsum(labels[order])[is_last_of_equals]
-    num_taken = np.arange(1, len(labels) + 1)[is_last_of_equals]
-    return num_right / labels.sum(), num_right / num_taken
 
 
 def calibration_bins(

@@ -12,15 +12,12 @@ import pandas as pd
 
 from poster_tfds.pages import rendering
 from trainer import config as config_lib, presets
-from trainer.reports import answers as answers_lib, paired
+from trainer.reports import answers as answers_lib, paired, scores
 from trainer.run import directory as directory_lib
 
 _SCORES = {
-    "macro_ap": "macro AP",
-    "micro_ap": "micro AP",
-    "loss": "loss",
-    "lrap": "LRAP",
-    "label_accuracy": "label accuracy",
+    name: scores.HEADINGS[name]
+    for name in ("macro_ap", "micro_ap", "loss", "lrap", "label_accuracy")
 }
 DIFFERENCES = (
     "By how much the first row is above the others, on the same posters; in brackets what 95% of "
@@ -51,11 +48,12 @@ def read_run(path: str | os.PathLike, split: str) -> Run:
     directory = directory_lib.RunDirectory(path)
     config, facts = directory.read_config()
     records = directory.read_metrics()
-    of_split = records[records["split"] == split]
+    scored = records[records["label_accuracy"].notna()]  # The train split has its loss alone.
+    of_split = scored[scored["split"] == split]
     if of_split.empty:
-        evaluated = ", ".join(records["split"].unique()) or "nothing yet"
+        evaluated = ", ".join(scored["split"].unique()) or "nothing yet"
         raise config_lib.UsageError(
-            f"{path}: no record of --split={split}; the run was evaluated on {evaluated}."
+            f"{path}: no scores of --split={split}; the run was evaluated on {evaluated}."
         )
     best = of_split[of_split["step"] == directory.best_step()]
     speeds = records.loc[records["split"] == config.train_split, "images_per_second"]
@@ -127,10 +125,7 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     table["parameters"] = table["parameters"].map("{:,}".format)
     forms = {**dict.fromkeys(_SCORES, ".4f"), "minutes": ".1f", "speed": ".0f"}
     for name, form in forms.items():
-        table[name] = [
-            f"{mean:{form}}" if np.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"
-            for mean, deviation in _mean_and_deviation(of_groups[name])
-        ]
+        table[name] = of_groups[name].agg(_format_mean, form)
     if any(run.answers for members in groups for run in members):
         after = table.columns.get_loc("macro_ap") + 1
         table.insert(after, "95% of posters", [_format_interval(members) for members in groups])
@@ -141,6 +136,12 @@ def make_table(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     ]
     headings = {**_SCORES, "minutes": "minutes to train", "speed": "img/s in training"}
     return table.rename(columns=headings)
+
+
+def _format_mean(values: pd.Series, form: str) -> str:
+    """Returns mean ± sample standard deviation; NaN where a seed has no score."""
+    mean, deviation = values.mean(skipna=False), values.std(skipna=False)
+    return f"{mean:{form}}" if np.isnan(deviation) else f"{mean:{form}} ± {deviation:{form}}"
 
 
 def _format_interval(members: Sequence[Run]) -> str:
@@ -171,12 +172,6 @@ def make_differences(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
                 for name, difference, low, high in of_metrics
             }
     return pd.DataFrame.from_dict(rows, "index").rename_axis("first row minus")
-
-
-def _mean_and_deviation(of_groups) -> np.ndarray:
-    """Returns mean and sample standard deviation of each group, NaN where a seed has no score."""
-    functions = [lambda values: values.mean(skipna=False), lambda values: values.std(skipna=False)]
-    return np.stack([of_groups.agg(function).to_numpy(float) for function in functions], axis=1)
 
 
 class Tables(NamedTuple):

@@ -31,17 +31,15 @@ class Evaluated(NamedTuple):
     leaked: np.ndarray  # bool [N], whether a poster's bytes are in the train split too.
     sizes: np.ndarray  # int [N, 2], width and height in pixels.
     target_precision: float  # For which thresholds are chosen; 0: for the best F1.
-    decision: decision_lib.Decision | None  # Chosen on other posters, if there are any.
+    decision: decision_lib.Decision  # Chosen on other posters, if there are any.
     model: Callable[..., tf.Tensor]  # What answered: uint8 [N, S, S, 3] to logits [N, G].
 
     @property
     def labels(self) -> np.ndarray:
-        """Those of the answers."""
         return self.answers.labels
 
     @property
     def logits(self) -> np.ndarray:
-        """Those of the answers."""
         return self.answers.logits
 
     @property
@@ -92,10 +90,15 @@ def evaluate_run(
 
     Raises:
         config.UsageError: there is no such run or split, or the dataset is not there, is
-            another now, or is damaged.
+            another now, or is damaged; or there is no validation split for the precision.
     """
     run = directory.RunDirectory(run_dir)
     config, facts = run.read_config()
+    if target_precision and not facts["validation_split"]:
+        raise config_lib.UsageError(
+            f"--target_precision={target_precision:g}: {run.path} has no validation split to choose "
+            f"thresholds on. {decision_lib.RECOMMENDATION}"
+        )
     split = split or config.test_split or facts["validation_split"] or config.train_split
     train = splits.open_split(config.dataset, data_dir or config.data_dir, config.train_split)
     evaluated = splits.Split(train.builder, split)
@@ -113,15 +116,15 @@ def evaluate_run(
         if of_split is None:
             return None
         answers.append(of_split)
-    decision = None
     if len(answers) > 1:
         decision = decision_lib.choose(
             facts["genres"], *answers[1], target_precision, facts["validation_split"]
         )
-    elif not facts["validation_split"] and not target_precision:
-        kept = decision_lib.read(run.thresholds, step=facts["step"], tta=tta)
-        if kept and kept.split and not splits.Split(train.builder, kept.split).overlaps(evaluated):
-            decision = kept
+    elif facts["validation_split"]:
+        why = f"They are chosen on {split}: report on another split."
+        decision = decision_lib.undecided(facts["genres"], why)
+    else:
+        decision = decision_lib.undecided(facts["genres"], decision_lib.RECOMMENDATION)
     return Evaluated(
         run,
         config,
@@ -168,41 +171,6 @@ def answer(
             should_stop,
         )
     return None if predicted is None else answers_lib.Answers(predicted.labels, predicted.outputs)
-
-
-def with_thresholds_of(evaluated: Evaluated, run_dir: str | os.PathLike) -> Evaluated:
-    """Returns the same with the thresholds of another run of the same model and dataset.
-
-    A run that was trained on a part of the train split has them for one that took all of it.
-
-    Raises:
-        config.UsageError: it has none, or they are of another model, or were chosen on posters
-            that are reported.
-    """
-    other = directory.RunDirectory(run_dir)
-    config, _ = other.read_config()
-    decision = decision_lib.read(other.thresholds, tta=evaluated.tta)
-    if not decision:
-        raise config_lib.UsageError(
-            f"--thresholds_from={run_dir}: no thresholds for --tta={evaluated.tta} are there. If "
-            f"the run has a validation split, `python -m trainer.report_page --run_dir={run_dir} "
-            f"--tta={evaluated.tta}` chooses them."
-        )
-    for name in ("dataset", "model", "image_size", "loss"):
-        ours, theirs = getattr(evaluated.config, name), getattr(config, name)
-        if ours != theirs:
-            raise config_lib.UsageError(
-                f"--thresholds_from={run_dir}: its --{name} is {theirs!r}, here it is {ours!r}; "
-                "name a run whose scores mean the same."
-            )
-    chosen_on = splits.Split(evaluated.split.builder, decision.split)
-    if chosen_on.overlaps(evaluated.split):
-        raise config_lib.UsageError(
-            f"--thresholds_from={run_dir}: they were chosen on {chosen_on}, which has posters of "
-            f"{evaluated.split}. Report on another --split."
-        )
-    how = f"Those of {other.path.name}, trained on {config.train_split}. {decision.how}"
-    return evaluated._replace(decision=decision._replace(how=how))
 
 
 def _read_posters(split: splits.Split) -> tuple[list[str], list[bytes], np.ndarray]:

@@ -26,7 +26,7 @@ def choose(report: Report) -> list[Gallery]:
     labels, logits = report.evaluated.labels, report.evaluated.logits
     losses = scores_lib.poster_losses(labels, logits)
     by_loss = np.argsort(-losses, kind="stable")
-    doubted = analysis.probably_mislabelled(labels, report.decided.calibrated)[:_NUM_DOUBTED]
+    doubted = analysis.probably_mislabelled(labels, report.calibrated)[:_NUM_DOUBTED]
     # Heading, words, posters and what is said of each.
     chosen = [
         (

@@ -50,7 +50,7 @@ def write(report: report_lib.Report) -> pathlib.Path:
         step=evaluated.step,
         tta=evaluated.tta,
     )
-    if evaluated.decision:
+    if evaluated.decision.split:
         decision.write(evaluated.run.thresholds, evaluated.decision, evaluated.step, evaluated.tta)
     directory.write_atomically(evaluated.run.report, content)
     return evaluated.run.report

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+from sklearn import metrics
 
 from poster_tfds.pages import rendering
 from trainer.reports import analysis
@@ -98,11 +99,12 @@ def _draw_curves(report: Report, chosen: list[int], panels) -> None:
     evaluated = report.evaluated
     for panel, genre in zip(panels.flat, chosen, strict=False):
         name = evaluated.facts["genres"][genre]
-        recall, precision = analysis.precision_recall(
+        precision, recall, _ = metrics.precision_recall_curve(
             evaluated.labels[:, genre], evaluated.logits[:, genre]
         )
         row = report.genres.loc[name]
-        panel.step(recall, precision, where="pre", linewidth=1)
+        # From the highest score down; scikit-learn's first point is of no posters.
+        panel.step(recall[-2::-1], precision[-2::-1], where="pre", linewidth=1)
         panel.axhline(row["constant"], color="black", linestyle="--", linewidth=0.8)
         panel.plot(row["recall"], row["precision"], "o", color="tab:orange", markersize=5)
         panel.set_title(name, fontsize=9)
@@ -119,7 +121,7 @@ def _draw_calibration(report: Report, panels) -> None:
     for panel, title, found in zip(
         panels,
         ("scores as they are", "calibrated"),
-        (scores, report.decided.calibrated),
+        (scores, report.calibrated),
         strict=True,
     ):
         means, shares, counts = analysis.calibration_bins(evaluated.labels, found, _BINS)
@@ -135,7 +137,7 @@ def _draw_calibration(report: Report, panels) -> None:
 
 def _draw_mistakes(report: Report, chosen: list[int], axes) -> None:
     labels = report.evaluated.labels[:, chosen] > 0.5
-    shares = analysis.mistaken_shares(labels, report.decided.predicted[:, chosen])
+    shares = analysis.mistaken_shares(labels, report.predicted[:, chosen])
     _draw_matrix(axes, shares, [report.evaluated.facts["genres"][g] for g in chosen])
     axes.set(xlabel="predicted, and not annotated", ylabel="annotated")
 
@@ -145,7 +147,7 @@ def _draw_together(report: Report, chosen: list[int], panels) -> None:
     for panel, title, values in zip(
         panels,
         ("annotations", "calibrated scores"),
-        (report.evaluated.labels, report.decided.calibrated),
+        (report.evaluated.labels, report.calibrated),
         strict=True,
     ):
         _draw_matrix(panel, analysis.joint_shares(values[:, chosen]), names)

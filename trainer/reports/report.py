@@ -2,57 +2,30 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from trainer.decisions import decision as decision_lib
-from trainer.reports import analysis, evaluated as evaluated_lib, slices
-
-
-class Decided(NamedTuple):
-    """What is made of the answers: by other posters, or by these for each other."""
-
-    calibrated: np.ndarray  # float64 [N, G], probabilities.
-    predicted: np.ndarray  # bool [N, G]
-    thresholds: np.ndarray  # float64 [G], of `calibrated`; NaN where each fifth has its own.
-    how: str
+from trainer.reports import analysis, evaluated as evaluated_lib, intervals, slices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """A run's best model and what is to be said of its answers.
-
-    Attributes:
-        evaluated: the answers.
-        columns_file: CSV of more columns of the posters, to score parts of them by; empty: none.
-    """
+    """A run's best model and what is to be said of its predictions."""
 
     evaluated: evaluated_lib.Evaluated
-    columns_file: str = ""
+    columns_file: str = ""  # CSV of more columns of the posters, to score parts of them by.
+    num_resamples: int = intervals.NUM_RESAMPLES
 
     @functools.cached_property
-    def decided(self) -> Decided:
-        """Calibrated probabilities and predicted genres."""
-        evaluated, target = self.evaluated, self.evaluated.target_precision
-        if decision := evaluated.decision:
-            return Decided(
-                decision.calibrate(evaluated.logits),
-                decision.predict(evaluated.logits),
-                decision.table["threshold"].to_numpy(),
-                decision.how,
-            )
-        goal = f"a precision of at least {target:g}" if target else "its best F1"
-        how = (
-            f"Here each genre has the threshold with {goal}, chosen for each fifth of "
-            f"{evaluated.split} on the other four, and so are the numbers that calibrate its "
-            "scores."
-        )
-        if not evaluated.facts["validation_split"]:
-            how += " There is no validation split to choose them on."
-        calibrated, predicted = decision_lib.cross_fit(*evaluated.answers, target)
-        return Decided(calibrated, predicted, np.full(predicted.shape[1], np.nan), how)
+    def calibrated(self) -> np.ndarray:
+        """Calibrated probabilities, float64 [N, G]."""
+        return self.evaluated.decision.calibrate(self.evaluated.logits)
+
+    @functools.cached_property
+    def predicted(self) -> np.ndarray:
+        """Which genres the posters are taken to have, bool [N, G]."""
+        return self.evaluated.decision.predict(self.evaluated.logits)
 
     @functools.cached_property
     def scores(self) -> pd.DataFrame:
@@ -60,9 +33,10 @@ class Report:
         evaluated = self.evaluated
         return analysis.score_with_intervals(
             evaluated.answers,
-            (self.decided.calibrated, self.decided.predicted),
+            (self.calibrated, self.predicted),
             evaluated.base_rates,
             evaluated.target_precision,
+            self.num_resamples,
         )
 
     @functools.cached_property
@@ -72,10 +46,11 @@ class Report:
         genres = analysis.score_genres(
             evaluated.facts["genres"],
             evaluated.answers,
-            self.decided.predicted,
+            self.predicted,
             evaluated.train.genre_counts,
+            self.num_resamples,
         )
-        thresholds = pd.Series(self.decided.thresholds, evaluated.facts["genres"])
+        thresholds = evaluated.decision.table["threshold"]
         genres.insert(genres.columns.get_loc("precision"), "threshold", thresholds)
         return genres
 

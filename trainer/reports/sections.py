@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from trainer import config as config_lib, presets
-from trainer.decisions import thresholds
-from trainer.reports import analysis, intervals, scores as scores_lib
+from trainer.decisions import decision, thresholds
+from trainer.reports import analysis, evaluated as evaluated_lib, intervals, scores as scores_lib
 from trainer.reports.report import Report
 
 _NUM_NAMED = 3  # Genres that the summary names.
@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
 
 def summarize(report: Report) -> list[str]:
-    """Returns three sentences: how good the model is, at what, and at what it is not."""
+    """Returns sentences: how good the model is, at what, at what it is not, and what is missing."""
     evaluated = report.evaluated
     posters = np.arange(len(evaluated.labels))
     is_right = evaluated.labels[posters, evaluated.logits.argmax(axis=1)] > 0
@@ -43,7 +43,8 @@ def summarize(report: Report) -> list[str]:
     measured = genres[genres["num_evaluated"] >= analysis.MIN_TO_MEASURE]
     if measured.empty:
         few = f"fewer than {analysis.MIN_TO_MEASURE} posters of {evaluated.split}"
-        return [*sentences, f"What it is good at cannot be told: each genre has {few}."]
+        sentences.append(f"What it is good at cannot be told: each genre has {few}.")
+        return [*sentences, *_recommend(evaluated)]
     best = measured.sort_values("average_precision", ascending=False)[:_NUM_NAMED]
     named = [f"{name} (AP {row.average_precision:.2f})" for name, row in best.iterrows()]
     sentences.append(f"It knows best: {', '.join(named)}.")
@@ -60,7 +61,18 @@ def summarize(report: Report) -> list[str]:
     if len(few):
         faults.append(f"too few posters tell of {', '.join(few.index)}")
     sentence = "; ".join(faults)
-    return [*sentences, f"{sentence[0].upper()}{sentence[1:]}."]
+    sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    return [*sentences, *_recommend(evaluated)]
+
+
+def _recommend(evaluated: evaluated_lib.Evaluated) -> list[str]:
+    """Returns, in a sentence, what a run without a validation split has not."""
+    if evaluated.facts["validation_split"]:
+        return []
+    return [
+        "Without a validation split neither a checkpoint nor thresholds are chosen. "
+        f"{decision.RECOMMENDATION}"
+    ]
 
 
 def describe_facts(report: Report) -> dict[str, str]:
@@ -87,10 +99,9 @@ def describe_facts(report: Report) -> dict[str, str]:
 
 def _describe_speed(records: pd.DataFrame, train_split: str) -> str:
     """Returns how fast most epochs were, and what limited that, in words."""
-    columns = ["images_per_second", "share_waited"]
-    of_training = records[records["split"] == train_split].reindex(columns=columns)
-    speed, waited = of_training.astype(float).median()
-    if np.isnan(waited):  # Old runs have not measured it, deterministic ones cannot.
+    of_training = records[records["split"] == train_split]
+    speed, waited = of_training[["images_per_second", "share_waited"]].median()
+    if np.isnan(waited):  # Deterministic runs cannot measure it.
         return "not known" if np.isnan(speed) else f"{speed:.0f} posters/s in training"
     limit = "the computing limits it"
     if waited > _MUCH_WAITING:
@@ -144,10 +155,10 @@ def _describe_scores(report: Report) -> Section:
 
 def _describe_intervals(report: Report) -> Section:
     paragraphs = [
-        f"Of {intervals.NUM_RESAMPLES} resamples of the posters, {intervals.LEVEL:.0%} score "
+        f"Of {report.num_resamples} resamples of the posters, {intervals.LEVEL:.0%} score "
         "between the two ends: so much may a score change with other posters of the same kind.",
-        f"F1 and subset accuracy need thresholds. {report.decided.how} The constant predictor sees "
-        "a genre in every poster or in none, whichever is better.",
+        f"F1 and subset accuracy need thresholds. {report.evaluated.decision.how} The constant "
+        "predictor sees a genre in every poster or in none, whichever is better.",
     ]
     headings = {"score": "score", "low": "lower end", "high": "upper end", "constant": "constant's"}
     table = report.scores.rename(
