@@ -96,8 +96,8 @@ def evaluate_run(
     config, facts = run.read_config()
     if target_precision and not facts["validation_split"]:
         raise config_lib.UsageError(
-            f"--target_precision={target_precision:g}: {run.path} has no validation split to choose "
-            f"thresholds on. {decision_lib.RECOMMENDATION}"
+            f"--target_precision={target_precision:g}: {run.path} has no validation split to "
+            f"choose thresholds on. {decision_lib.RECOMMENDATION}"
         )
     split = split or config.test_split or facts["validation_split"] or config.train_split
     train = splits.open_split(config.dataset, data_dir or config.data_dir, config.train_split)

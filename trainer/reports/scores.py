@@ -30,7 +30,7 @@ MORE_HEADINGS = {
 }
 _CALIBRATION_BINS = 15
 _EPSILON = 1e-7
-_BLOCK = 1 << 12  # Posters at a time: what is made of them stays in the processor's caches.
+_BLOCK = 1 << 12  # Posters at a time: what is made of their labels stays in the processor's caches.
 
 
 def compute_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -187,14 +187,10 @@ def poster_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
         labels: [N, G], 0 or 1.
         logits: float [N, G].
     """
-
-    def of_block(labels, logits):
-        logits = np.asarray(logits, np.float64)
-        # -y log s(x) - (1 - y) log(1 - s(x)), without overflow; `logaddexp` takes 8 times as long.
-        softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))
-        return np.mean(softplus - labels * logits, axis=1)
-
-    return _in_blocks(of_block, labels, logits)
+    logits = np.asarray(logits, np.float64)
+    # -y log s(x) - (1 - y) log(1 - s(x)), without overflow; `logaddexp` takes 8 times as long.
+    softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))
+    return np.mean(softplus - labels * logits, axis=1)
 
 
 def ranking_precisions(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -204,24 +200,16 @@ def ranking_precisions(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
         labels: bool [N, G].
         logits: float [N, G].
     """
-
-    def of_block(labels, logits):
-        posters, genres = np.nonzero(labels)
-        is_as_high = logits[posters] >= logits[posters, genres][:, None]
-        precisions = (is_as_high & labels[posters]).sum(axis=1) / is_as_high.sum(axis=1)
-        num_genres = labels.sum(axis=1)
-        sums = np.bincount(posters, precisions, len(labels))
-        return np.where(num_genres > 0, sums / np.maximum(num_genres, 1), 1.0)
-
-    return _in_blocks(of_block, labels, logits)
-
-
-def _in_blocks(function, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns what a function gives for each poster, called with some posters at a time."""
-    starts = range(0, len(labels), _BLOCK)
-    return np.concatenate(
-        [function(labels[i : i + _BLOCK], logits[i : i + _BLOCK]) for i in starts]
-    )
+    precisions = []
+    for first in range(0, len(labels), _BLOCK):
+        of_block, scores = labels[first : first + _BLOCK], logits[first : first + _BLOCK]
+        posters, genres = np.nonzero(of_block)
+        is_as_high = scores[posters] >= scores[posters, genres][:, None]
+        of_labels = (is_as_high & of_block[posters]).sum(axis=1) / is_as_high.sum(axis=1)
+        counts = of_block.sum(axis=1)
+        sums = np.bincount(posters, of_labels, len(of_block))
+        precisions.append(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0))
+    return np.concatenate(precisions)
 
 
 def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict[str, float]:
@@ -240,26 +228,12 @@ def compute_constant_metrics(labels: np.ndarray, base_rates: np.ndarray) -> dict
     shares = labels.mean(axis=0)
     logits = constant_logits(base_rates, len(labels))
     lrap = math.fsum(ranking_precisions(labels, logits)) / len(labels)
-    return join_constant_metrics(shares, base_rates, average_precision(labels, logits), lrap)
-
-
-def join_constant_metrics(
-    shares: np.ndarray, base_rates: np.ndarray, micro_ap: float, lrap: float
-) -> dict[str, float]:
-    """Returns the constant predictor's metrics: those that shares tell, and the other two.
-
-    Args:
-        shares: float [G], each genre's share of the posters.
-        base_rates: float [G], its probabilities.
-        micro_ap: of all (poster, genre) pairs.
-        lrap: of all posters.
-    """
     return {
         "loss": constant_loss(base_rates, shares),
         "label_accuracy": float(1 - np.mean(shares)),
         # Of posters that all score the same, any number has a genre's share of positives.
         "macro_ap": float(np.mean(shares[shares > 0])) if shares.any() else math.nan,
-        "micro_ap": micro_ap,
+        "micro_ap": average_precision(labels, logits),
         "lrap": lrap,
     }
 
