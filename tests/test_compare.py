@@ -1,6 +1,7 @@
 """Runs are compared by the records they left, and joined where only their seeds differ."""
 
 import base64
+import functools
 import re
 import sys
 
@@ -11,10 +12,17 @@ from sklearn import metrics as sklearn_metrics
 
 from tests import conftest
 from trainer import config, presets
-from trainer.reports import answers, comparison, paired
+from trainer.reports import answers, comparison, intervals, paired
 from trainer.run import directory
 
 CONSTANT = {"loss": 0.24, "label_accuracy": 0.9, "macro_ap": 0.1, "micro_ap": 0.3, "lrap": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals are the subject of `test_report_numbers`."""
+    bootstrap = functools.partial(intervals.bootstrap, num_resamples=60)
+    monkeypatch.setattr(intervals, "bootstrap", bootstrap)
 
 
 def write_run(path, macro_aps, *, validation=None, minutes=10.0, speed=100.0, **settings):
@@ -37,25 +45,27 @@ def write_run(path, macro_aps, *, validation=None, minutes=10.0, speed=100.0, **
         parameters=1234,
     )
     for i, macro_ap in enumerate(macro_aps):
-        values = {"train": macro_ap + 0.1, "test": macro_ap}
+        values = {"test": macro_ap}
         if validation:
             values["validation"] = validation[i]
-        run.append_metrics(
+        now = {"epoch": i + 1, "step": 7 * (i + 1)}
+        now["seconds"] = 60 * minutes * (i + 1) / len(macro_aps)
+        of_training = {"split": "train", "loss": 0.2, "constant": {"loss": CONSTANT["loss"]}}
+        of_training["images_per_second"] = speed if i else speed / 2
+        of_splits = [
             {
-                "epoch": i + 1,
-                "step": 7 * (i + 1),
                 "split": split,
                 "loss": 0.3 - value / 2,
                 "label_accuracy": 0.9 + value / 100,
                 "macro_ap": value,
                 "micro_ap": value + 0.2,
                 "lrap": value + 0.3,
-                "images_per_second": speed if i else speed / 2,
-                "seconds": 60 * minutes * (i + 1) / len(macro_aps),
+                "images_per_second": 900,
                 "constant": CONSTANT,
             }
             for split, value in values.items()
-        )
+        ]
+        run.append_metrics([{**now, **record} for record in (of_training, *of_splits)])
     return path
 
 
@@ -207,7 +217,8 @@ def test_flags_that_all_rows_share_stand_above_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "split", "complaint"),
     [
-        ({}, "validation", "no record of --split=validation; the run was evaluated on train, test"),
+        ({}, "validation", "no scores of --split=validation; the run was evaluated on test"),
+        ({}, "train", "no scores of --split=train; the run was evaluated on test"),
         ({"dataset": "poster_tfds/mine"}, "test", "several datasets .poster_tfds/imdb, poster"),
     ],
 )
@@ -217,6 +228,7 @@ def test_what_cannot_be_compared_is_refused(settings, split, complaint, tmp_path
         table_of(*paths, split=split)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_draws_the_curves(tmp_path):
     paths = [
         write_run(tmp_path / "slow", [0.1, 0.15], minutes=600),

@@ -1,4 +1,4 @@
-"""Thresholds and calibration are the best there are, and no poster has a part in its own."""
+"""Thresholds and calibration are the best there are."""
 
 import json
 
@@ -105,21 +105,6 @@ def test_calibrated_scores_are_shares_where_scores_were_not():
     assert tuple(chosen.table.loc["c", ["slope", "intercept"]]) == pytest.approx(together)
     assert chosen.table["posters"].tolist() == labels.sum(axis=0).tolist()
     assert chosen.table["remark"].tolist() == ["", "", "4 posters: as for all genres together"]
-
-
-def test_no_poster_has_a_part_in_its_own_decision():
-    labels, logits = make_answers(200)
-    calibrated, predicted = decision.cross_fit(labels, logits)
-    for poster in range(0, 200, 17):
-        changed = labels.copy()
-        changed[poster] = 1 - changed[poster]
-        again, predicted_again = decision.cross_fit(changed, logits)
-        np.testing.assert_array_equal(again[poster], calibrated[poster])
-        np.testing.assert_array_equal(predicted_again[poster], predicted[poster])
-    others = np.arange(200) % 5 != 1
-    alone = decision.choose("abc", labels[others], logits[others])
-    np.testing.assert_array_equal(calibrated[~others], alone.calibrate(logits[~others]))
-    np.testing.assert_array_equal(predicted[~others], alone.predict(logits[~others]))
 
 
 def test_a_decision_is_read_as_it_was_written_and_of_what_it_is(tmp_path):
