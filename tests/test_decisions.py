@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import calibration as sklearn_calibration, metrics as sklearn_metrics
 
-from trainer.decisions import calibration, decision, thresholds
+from trainer.decisions import decision
 
 
 def make_answers(num_posters, decimals=None, seed=0):
@@ -26,7 +26,7 @@ def each_threshold(logits):
 @pytest.mark.parametrize(("decimals", "seed"), [(None, 0), (None, 1), (None, 2), (0, 0)])
 def test_no_other_threshold_has_a_better_f1(decimals, seed):
     labels, logits = make_answers(80, decimals, seed)
-    chosen = thresholds.choose_thresholds(labels, logits)
+    chosen = decision.choose_thresholds(labels, logits)
 
     def best(labels, logits):
         return max(
@@ -45,7 +45,7 @@ def test_no_other_threshold_has_a_better_f1(decimals, seed):
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_no_lower_threshold_is_as_precise_as_it_should_be(decimals):
     labels, logits = make_answers(150, decimals)
-    chosen = thresholds.choose_thresholds(labels, logits, target_precision=0.8)
+    chosen = decision.choose_thresholds(labels, logits, target_precision=0.8)
     for genre in range(2):
         of_genre, found = labels[:, genre] > 0, logits[:, genre] >= chosen[genre]
         recalls = [
@@ -77,17 +77,17 @@ def test_scores_that_fall_with_all_labels_keep_their_order():
     labels, logits = make_answers(300)
     chosen = decision.choose("abc", labels, -logits)
     assert chosen.table["remark"].tolist()[:2] == ["calibrated not at all"] * 2
-    taken = -logits >= thresholds.choose_thresholds(labels, -logits)
+    taken = -logits >= decision.choose_thresholds(labels, -logits)
     np.testing.assert_array_equal(chosen.predict(-logits), taken)
 
 
 def test_calibration_is_platts():
     labels, logits = make_answers(400)
     expected = sklearn_calibration._SigmoidCalibration().fit(logits[:, 0], labels[:, 0])
-    slope, intercept = calibration.fit(labels[:, 0] > 0, logits[:, 0])
+    slope, intercept = decision.fit_calibration(labels[:, 0] > 0, logits[:, 0])
     # There the signs are Platt's.
     assert (slope, intercept) == pytest.approx((-expected.a_, -expected.b_), abs=1e-4)
-    separated = calibration.fit(np.arange(20) >= 10, np.arange(20.0))
+    separated = decision.fit_calibration(np.arange(20) >= 10, np.arange(20.0))
     assert np.isfinite(separated).all()
 
 
@@ -98,10 +98,10 @@ def test_calibrated_scores_are_shares_where_scores_were_not():
     probabilities = chosen.calibrate(logits)
     np.testing.assert_allclose(probabilities.mean(axis=0)[:2], labels.mean(axis=0)[:2], atol=2e-3)
     predicted = probabilities >= chosen.table["threshold"].to_numpy()
-    of_logits = logits >= thresholds.choose_thresholds(labels, logits)
+    of_logits = logits >= decision.choose_thresholds(labels, logits)
     np.testing.assert_array_equal(predicted, of_logits)
     # The rare genre has what is right for all genres together.
-    together = calibration.fit(labels.ravel() > 0, logits.ravel())
+    together = decision.fit_calibration(labels.ravel() > 0, logits.ravel())
     assert tuple(chosen.table.loc["c", ["slope", "intercept"]]) == pytest.approx(together)
     assert chosen.table["posters"].tolist() == labels.sum(axis=0).tolist()
     assert chosen.table["remark"].tolist() == ["", "", "4 posters: as for all genres together"]

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from trainer.decisions import calibration, thresholds
 from trainer.run import directory
 
 RECOMMENDATION = (
     "Train with a validation split (--train_split='train[:85%]' "
     "--validation_split='train[85%:]'), and the report chooses them."
 )
+MIN_TO_CHOOSE = 10  # Posters of a genre: with fewer, its threshold would be one poster's.
 NEVER = 2.0  # A threshold that no probability reaches.
 _COLUMNS = ["threshold", "slope", "intercept", "posters", "remark"]
 
@@ -65,27 +65,26 @@ def choose(
 ) -> Decision:
     """Chooses calibration and thresholds by a model's answers.
 
-    A genre of fewer than `thresholds.MIN_TO_CHOOSE` posters gets what is right for all genres
-    together. So does one whose logits fall with its probability, or none is calibrated if all
-    together do.
+    A genre of fewer than `MIN_TO_CHOOSE` posters gets what is right for all genres together. So does
+    one whose logits fall with its probability, or none is calibrated if all together do.
 
     Args:
         genres: names [G].
         labels: [N, G], 0 or 1.
         logits: float [N, G].
-        target_precision: as of `thresholds.choose_thresholds`.
+        target_precision: as of `choose_thresholds`.
         split: whose posters they are; nothing should be reported of them.
     """
     labels = np.asarray(labels) > 0.5
-    chosen = thresholds.choose_thresholds(labels, logits, target_precision)
-    of_all, as_all = calibration.fit(labels.ravel(), logits.ravel()), "as all genres together"
+    chosen = choose_thresholds(labels, logits, target_precision)
+    of_all, as_all = fit_calibration(labels.ravel(), logits.ravel()), "as all genres together"
     if of_all[0] <= 0:  # It would turn the order of the scores round.
         of_all, as_all = (1.0, 0.0), "not at all"
     rows = []
     for g, count in enumerate(labels.sum(axis=0)):
         slope, intercept, remark = *of_all, f"{count} posters: as for all genres together"
-        if count >= thresholds.MIN_TO_CHOOSE:
-            slope, intercept = calibration.fit(labels[:, g], logits[:, g])
+        if count >= MIN_TO_CHOOSE:
+            slope, intercept = fit_calibration(labels[:, g], logits[:, g])
             remark = ""
             if slope <= 0:
                 (slope, intercept), remark = of_all, f"calibrated {as_all}"
@@ -106,13 +105,82 @@ def choose(
     return Decision(table, how, split)
 
 
-def undecided(genres: Sequence[str], why: str = "") -> Decision:
-    """Returns the thresholds 0.5, and no calibration, for want of posters to choose by.
+def choose_thresholds(
+    labels: np.ndarray, logits: np.ndarray, target_precision: float = 0.0
+) -> np.ndarray:
+    """Chooses the threshold of each genre.
+
+    A genre of fewer than `MIN_TO_CHOOSE` posters gets the threshold that is chosen for all
+    (poster, genre) pairs together. Choose on other posters than those that are scored.
 
     Args:
-        genres: names [G].
-        why: what to do about it, in a sentence.
+        labels: [N, G], 0 or 1.
+        logits: float [N, G].
+        target_precision: 0: the threshold with the best F1; else the lowest whose precision is
+            at least that.
+
+    Returns:
+        Logits, float64 [G]; a poster has a genre if its logit is at least as high. Infinite
+        where no threshold has the precision.
     """
+    labels, logits = np.asarray(labels) > 0.5, np.asarray(logits, np.float64)
+    of_all = _choose_threshold(labels.ravel(), logits.ravel(), target_precision)
+    return np.array(
+        [
+            _choose_threshold(labels[:, g], logits[:, g], target_precision)
+            if count >= MIN_TO_CHOOSE
+            else of_all
+            for g, count in enumerate(labels.sum(axis=0))
+        ]
+    )
+
+
+def _choose_threshold(labels: np.ndarray, logits: np.ndarray, target_precision: float) -> float:
+    """Returns the middle between the lowest logit taken and the highest left out."""
+    order = np.argsort(-logits, kind="stable")
+    logits = logits[order]
+    num_right, num_taken = np.cumsum(labels[order]), np.arange(1, len(logits) + 1)
+    is_last_of_equals = np.append(logits[:-1] > logits[1:], True)
+    if target_precision:
+        is_precise = is_last_of_equals & (num_right >= target_precision * num_taken)
+        if not is_precise.any():
+            return np.inf
+        last = int(np.flatnonzero(is_precise)[-1])
+    else:
+        f1 = 2 * num_right / (num_taken + labels.sum())
+        last = int(np.argmax(np.where(is_last_of_equals, f1, -1.0)))
+    return float(np.mean(logits[last : last + 2]))
+
+
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Fits the probability of a label to its logit z: 1 / (1 + exp(-(slope * z + intercept))).
+
+    The targets are those of Platt 1999 ("Probabilistic outputs for support vector machines"): not
+    quite 0 and 1, so that the likelihood has a maximum also where a logit divides the labels.
+
+    Args:
+        labels: bool [N].
+        logits: float [N].
+
+    Returns:
+        Slope and intercept.
+    """
+    from sklearn import linear_model  # It takes a second, which a training need not wait for.
+
+    num_positives, num_negatives = labels.sum(), (~labels).sum()
+    targets = np.where(labels, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2))
+    # A target between 0 and 1 is both labels, with these weights.
+    model = linear_model.LogisticRegression(C=np.inf, tol=1e-9, max_iter=1000)
+    model.fit(
+        np.tile(np.float64(logits), 2)[:, None],
+        np.repeat([1, 0], len(labels)),
+        np.concatenate([targets, 1 - targets]),
+    )
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def undecided(genres: Sequence[str], why: str = "") -> Decision:
+    """Returns the thresholds 0.5, and no calibration; `why` says in a sentence what to do."""
     row = dict(zip(_COLUMNS, (0.5, 1.0, 0.0, 0, ""), strict=True))
     table = pd.DataFrame(row, pd.Index(list(genres), name="genre"))
     how = f"Not chosen: each threshold is 0.5, and scores are as they are. {why}"
@@ -120,13 +188,7 @@ def undecided(genres: Sequence[str], why: str = "") -> Decision:
 
 
 def write(path: pathlib.Path, decision: Decision, step: int, tta: str) -> None:
-    """Writes `thresholds.json`.
-
-    Args:
-        path: where to.
-        decision: what it has.
-        step: of the checkpoint that answered.
-        tta: variants of each poster that it answered for, of `config.TTA`.
+    """Writes `thresholds.json`; `step` and `tta` are those of what answered.
 
     Raises:
         config.UsageError: it cannot be written; what was there before still is.

@@ -89,16 +89,13 @@ class Scores(NamedTuple):
 def score_with_and_without(
     labels: np.ndarray, logits: np.ndarray, leaked: np.ndarray, base_rates: np.ndarray
 ) -> tuple[Scores, Scores | None]:
-    """Scores all posters, and those that are not in the train split too.
+    """Scores all posters, and those that are not `leaked`; None if none is left.
 
     Args:
         labels: [N, G], 0 or 1.
         logits: float [N, G].
         leaked: bool [N], whether a poster is in the train split too.
         base_rates: float [G], of the train split.
-
-    Returns:
-        Both; the second is None if no poster is left.
     """
 
     def score(chosen):
@@ -165,16 +162,11 @@ def false_positives(labels: np.ndarray, logits: np.ndarray, genre: int, count: i
 def surest(
     labels: np.ndarray, logits: np.ndarray, is_right: bool, count: int
 ) -> list[tuple[int, int]]:
-    """Returns the surest right or wrong answers of different genres, the surest first.
-
-    Args:
-        labels: [N, G], 0 or 1.
-        logits: float [N, G].
-        is_right: whether the posters have the genre, or have not.
-        count: how many answers, fewer if there are not as many genres with such posters.
+    """Returns the surest right or wrong answers of different genres, [N, G], the surest first.
 
     Returns:
-        A poster's and a genre's number for each answer.
+        A poster's and a genre's number for each answer; fewer than `count` if there are not as many
+        genres with such posters.
     """
     wanted = (labels > 0.5) == is_right
     posters = np.where(wanted, logits, -np.inf).argmax(axis=0)
@@ -194,13 +186,8 @@ def calibration_bins(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns mean probability, share of ones and number of pairs in equal bins of probability.
 
-    Args:
-        labels: [N, G], 0 or 1.
-        probabilities: float [N, G].
-        num_bins: B.
-
-    Returns:
-        [B] each; the first two are NaN where a bin is empty.
+    They are of labels [N, G] and probabilities [N, G], a number a bin each; the first two are NaN
+    where a bin is empty.
     """
     bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1).ravel()
     counts = np.bincount(bins, minlength=num_bins)
@@ -215,12 +202,8 @@ def calibration_bins(
 def mistaken_shares(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Returns, of the posters with a genre and without another, in how many that is predicted.
 
-    Args:
-        labels: bool [N, G].
-        predicted: bool [N, G].
-
-    Returns:
-        Shares, float64 [G, G], the genre that they have first; NaN where there are no such posters.
+    They are shares [G, G] of bool [N, G], the genre that they have first; NaN where there are no
+    such posters.
     """
     has, has_not = labels.T.astype(float), (~labels).astype(float)
     with np.errstate(invalid="ignore"):
@@ -250,12 +233,8 @@ def probably_mislabelled(labels: np.ndarray, probabilities: np.ndarray) -> np.nd
     https://arxiv.org/abs/1911.00068), genre by genre: a label is doubted if the model is surer of
     its opposite than it is, on average, of posters that are labelled so.
 
-    Args:
-        labels: [N, G], 0 or 1.
-        probabilities: float [N, G].
-
     Returns:
-        Int [M, 2], poster and genre of each doubted label, the surest first.
+        Int [M, 2], poster and genre of each doubted label of [N, G], the surest first.
     """
     labels = labels > 0.5
     sureness = np.where(labels, 1 - probabilities, probabilities)  # Of the opposite.

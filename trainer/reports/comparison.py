@@ -156,9 +156,8 @@ def _format_interval(members: Sequence[Run]) -> str:
 def make_differences(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     """Returns by how much the first row differs from each other one, on the same posters.
 
-    Returns:
-        A row for each other group whose answers are there, a column for each of `paired.METRICS`:
-        the difference with its interval, and `*` where that is on one side of 0.
+    It has a row for each other group whose answers are there, a column for each of
+    `paired.METRICS`: the difference with its interval, and `*` where that is on one side of 0.
     """
     shared, first = shared_flags(groups), [run.answers for run in groups[0]]
     rows = {}
@@ -216,12 +215,7 @@ def _without_backticks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe(run: Run, without: Sequence[str] = ()) -> str:
-    """Returns the flags that give a run's recipe: a preset, and what differs from it.
-
-    Args:
-        run: the run.
-        without: flags to leave out.
-    """
+    """Returns the flags that give a run's recipe: a preset, and what differs from it."""
     recipes = []
     for i, config in enumerate(run.configs):
         preset, changes = _preset_and_changes(config, run.configs[i + 1 :])
@@ -241,11 +235,7 @@ def shared_flags(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def draw(groups: Sequence[Sequence[Run]]) -> bytes:
-    """Draws macro AP against minutes of training, a curve for each run.
-
-    Returns:
-        A PNG; runs of one row share a colour, and the constant predictor's score is a line.
-    """
+    """Returns a PNG: macro AP against minutes, a curve for each run, a colour for each row."""
     shared = shared_flags(groups)
     times = np.concatenate([run.curve[:, 0] for members in groups for run in members])
     constant = groups[0][0].score["constant.macro_ap"]

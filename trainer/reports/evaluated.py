@@ -112,7 +112,7 @@ def evaluate_run(
     answers = []
     for each in dict.fromkeys([split, facts["validation_split"] or split]):
         asked = splits.Split(train.builder, each)
-        of_split = answer(eval_step, config, asked, f"report on {each}", should_stop)
+        of_split = _answer(eval_step, config, asked, f"report on {each}", should_stop)
         if of_split is None:
             return None
         answers.append(of_split)
@@ -142,21 +142,14 @@ def evaluate_run(
     )
 
 
-def answer(
+def _answer(
     eval_step: Callable[..., dict[str, tf.Tensor]],
     config: config_lib.Config,
     split: splits.Split,
     title: str,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool],
 ) -> answers_lib.Answers | None:
-    """Returns the answers for a split, in its order, or None if they were given up.
-
-    Args:
-        eval_step: of `steps.make_eval_step`.
-        config: the settings of the run, by which posters are read.
-        split: for which.
-        title: for the progress bar.
-        should_stop: whether to give up, asked again and again.
+    """Returns the answers for a split, in its order, or None if `should_stop` said so.
 
     Raises:
         config.UsageError: the split is damaged.

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from trainer import config as config_lib, presets
-from trainer.decisions import decision, thresholds
+from trainer.decisions import decision
 from trainer.reports import analysis, evaluated as evaluated_lib, intervals, scores as scores_lib
 from trainer.reports.report import Report
 
@@ -177,7 +177,7 @@ def _describe_genres(report: Report) -> Section:
         "measure: each of them counts for more than a tenth of its average precision (AP). A "
         "constant's AP is the genre's share of the posters. Precision, recall and F1 are of the "
         "genres that are predicted, as above; genres of fewer than "
-        f"{thresholds.MIN_TO_CHOOSE} posters where thresholds are chosen share one."
+        f"{decision.MIN_TO_CHOOSE} posters where thresholds are chosen share one."
     ]
     if 0 < len(enough) < len(scores):
         precision, constant = enough[["average_precision", "constant"]].mean()
