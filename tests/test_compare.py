@@ -26,16 +26,7 @@ def few_resamples(monkeypatch):
 
 
 def write_run(path, macro_aps, *, validation=None, minutes=10.0, speed=100.0, **settings):
-    """Leaves the records of a run as the trainer does.
-
-    Args:
-        path: the run directory.
-        macro_aps: on the test split, epoch by epoch.
-        validation: the same on the validation split, if there is one.
-        minutes: of the whole run.
-        speed: images/s in training; the first epoch, which is slower, takes twice as long.
-        **settings: of the run.
-    """
+    """Leaves the records of a run as the trainer does, of macro APs epoch by epoch."""
     run = directory.RunDirectory(path)
     run.write_config(
         config.Config(**settings),
@@ -117,18 +108,21 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_and_the_best_is_first(
     assert rows[3]["LRAP"] == "0.5000"
 
 
+def leave_answers(path, labels, logits, step):
+    facts = {"split": "test", "step": step, "tta": "none"}
+    given = answers.Answers(labels, logits)
+    answers.write(directory.RunDirectory(path), given, [], **facts)
+
+
 def test_the_interval_of_a_row_is_of_the_posters_that_all_its_seeds_answered_for(tmp_path):
     rng = np.random.default_rng(0)
     labels = (rng.random((300, 2)) < 0.3).astype(np.float32)
     paths, macro_aps = [], []
     for seed in range(2):
-        path = write_run(tmp_path / str(seed), [0.2, 0.3], seed=seed)
+        paths.append(write_run(tmp_path / str(seed), [0.2, 0.3], seed=seed))
         logits = rng.normal(size=labels.shape) + labels
         macro_aps.append(sklearn_metrics.average_precision_score(labels, logits))
-        given = answers.Answers(labels, logits)
-        facts = {"split": "test", "step": 14, "tta": "none"}
-        answers.write(directory.RunDirectory(path), given, list("ab"), **facts)
-        paths.append(path)
+        leave_answers(paths[-1], labels, logits, step=14)
     without = write_run(tmp_path / "without", [0.1], image_size=64)
     seeds, alone, constant = table_of(*paths, without)
     low, high = map(float, seeds["95% of posters"].split(" to "))
@@ -136,7 +130,7 @@ def test_the_interval_of_a_row_is_of_the_posters_that_all_its_seeds_answered_for
     assert 0.02 < high - low < 0.2
     assert alone["95% of posters"] == constant["95% of posters"] == ""
     assert "95% of posters" not in table_of(without)[0]
-    answers.write(directory.RunDirectory(paths[1]), given._replace(labels=1 - labels), [], **facts)
+    leave_answers(paths[1], 1 - labels, logits, step=14)
     assert table_of(*paths, without)[0]["95% of posters"] == ""
 
 
@@ -145,13 +139,10 @@ def test_differences_are_those_on_the_same_posters(tmp_path):
     rng = np.random.default_rng(0)
     labels = (rng.random((400, 2)) < 0.3).astype(np.float32)
     noise = rng.normal(size=labels.shape)
-    facts = {"split": "test", "step": 7, "tta": "none"}
     paths = []
     for size, strength in ((64, 1.4), (48, 1.3)):
-        path = write_run(tmp_path / str(size), [strength / 5], image_size=size)
-        given = answers.Answers(labels, noise + strength * labels)
-        answers.write(directory.RunDirectory(path), given, list("ab"), **facts)
-        paths.append(path)
+        paths.append(write_run(tmp_path / str(size), [strength / 5], image_size=size))
+        leave_answers(paths[-1], labels, noise + strength * labels, step=7)
     without = write_run(tmp_path / "without", [0.1], image_size=96)
     groups = comparison.group([comparison.read_run(path, "test") for path in [*paths, without]])
     differences = comparison.make_differences(groups)

@@ -23,7 +23,7 @@ def each_threshold(logits):
     return [*np.unique(logits), logits.max() + 1]
 
 
-@pytest.mark.parametrize(("decimals", "seed"), [(None, 0), (None, 1), (None, 2), (0, 0)])
+@pytest.mark.parametrize(("decimals", "seed"), [(None, 0), (None, 1), (0, 0)])
 def test_no_other_threshold_has_a_better_f1(decimals, seed):
     labels, logits = make_answers(80, decimals, seed)
     chosen = decision.choose_thresholds(labels, logits)
