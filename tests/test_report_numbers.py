@@ -26,6 +26,7 @@ from trainer.reports import (
     page,
     plots,
     report as report_lib,
+    scores,
     sections,
     slices,
 )
@@ -84,42 +85,27 @@ def answers(report):
     return labels, 1 / (1 + np.exp(-logits)), calibrated, calibrated >= threshold
 
 
-def calibration_error(labels, scores):
-    """Of 15 bins of equal width, the mean distance of scores and labels, by posters."""
-    bins = np.minimum((scores * 15).astype(int), 14).ravel()
-    labels, scores = labels.ravel(), scores.ravel()
-    parts = [bins == i for i in range(15) if (bins == i).any()]
-    return sum(abs(labels[i].mean() - scores[i].mean()) * i.mean() for i in parts)
-
-
-def score_all(labels, scores, calibrated, predicted):
-    """Returns the scores of a report, by their headings; R-precision is left to `test_scores`."""
-    return {
-        "loss": metrics.log_loss(labels.ravel(), scores.ravel()),
-        "label accuracy": ((scores > 0.5) == labels).mean(),
-        "macro AP": metrics.average_precision_score(labels, scores),
-        "micro AP": metrics.average_precision_score(labels, scores, average="micro"),
-        "LRAP": metrics.label_ranking_average_precision_score(labels, scores),
-        "ROC-AUC": metrics.roc_auc_score(labels, scores),
-        "calibration error": calibration_error(labels, scores),
-        "the same, calibrated": calibration_error(labels, calibrated),
-        "macro F1": metrics.f1_score(labels, predicted, average="macro", zero_division=0),
-        "micro F1": metrics.f1_score(labels, predicted, average="micro"),
-        "sample F1": metrics.f1_score(labels, predicted, average="samples", zero_division=1),
-        "subset accuracy": metrics.accuracy_score(labels > 0, predicted),
-    }
-
-
-def test_scores_are_scikit_learns(tables, answers):
-    expected = score_all(*answers)
-    rows = tables["How sure they are"]
-    assert {name: float(rows[name]["score"]) for name in expected} == pytest.approx(
-        expected, abs=6e-5
-    )
-    of_all = tables["Scores"][f"all of {SPLIT}"]
-    assert int(of_all.pop("posters")) == len(answers[0])
-    for name, cell in of_all.items():
-        assert float(cell) == pytest.approx(expected[name], abs=6e-5), name
+def test_scores_are_those_of_the_written_predictions(tables, answers, data_dir):
+    """`test_scores` has them from scikit-learn."""
+    labels, probabilities, calibrated, predicted = answers
+    logits = np.log(probabilities / (1 - probabilities))
+    expected = scores.compute_metrics(labels, logits)
+    more = scores.compute_more_metrics(labels, logits, calibrated, predicted)
+    rows, of_all = tables["How sure they are"], tables["Scores"][f"all of {SPLIT}"]
+    headings = scores.HEADINGS | scores.MORE_HEADINGS
+    for name, value in (expected | more).items():
+        assert float(rows[headings[name]]["score"]) == pytest.approx(value, abs=6e-5), name
+    assert int(of_all["posters"]) == len(labels)
+    train = splits.open_split("poster_tfds/synthetic", str(data_dir), "train[:75%]")
+    rates = train.read_labels().mean(axis=0)
+    for name, constant in scores.compute_constant_metrics(labels, rates).items():
+        heading = scores.HEADINGS[name]
+        assert float(of_all[heading]) == pytest.approx(expected[name], abs=6e-5), name
+        for found in (
+            tables["Scores"][f"constant, all of {SPLIT}"][heading],
+            rows[heading]["constant's"],
+        ):
+            assert float(found) == pytest.approx(constant, abs=6e-5), name
 
 
 def test_intervals_are_those_of_scikit_learns_scores(tables, answers):
@@ -150,23 +136,6 @@ def test_an_interval_is_as_wide_as_the_error_of_a_mean(num_posters):
     error = values.std() / np.sqrt(num_posters)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
-
-
-def test_the_constants_scores_are_those_of_the_train_splits_shares(tables, answers, data_dir):
-    labels = answers[0]
-    train = splits.open_split("poster_tfds/synthetic", str(data_dir), "train[:75%]")
-    constant = np.broadcast_to(train.read_labels().mean(axis=0), labels.shape)
-    found = tables["Scores"][f"constant, all of {SPLIT}"]
-    for name, value in {
-        "loss": metrics.log_loss(labels.ravel(), constant.ravel()),
-        "label accuracy": (labels == 0).mean(),
-        "macro AP": labels.mean(),
-        "micro AP": metrics.average_precision_score(labels, constant, average="micro"),
-        "LRAP": metrics.label_ranking_average_precision_score(labels, constant),
-    }.items():
-        assert float(found[name]) == pytest.approx(value, abs=6e-5), name
-        in_interval = tables["How sure they are"][name]["constant's"]
-        assert float(in_interval) == pytest.approx(value, abs=6e-5), name
 
 
 def test_each_genres_numbers_are_scikit_learns(report, tables, answers):
