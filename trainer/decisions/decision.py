@@ -65,8 +65,8 @@ def choose(
 ) -> Decision:
     """Chooses calibration and thresholds by a model's answers.
 
-    A genre of fewer than `MIN_TO_CHOOSE` posters gets what is right for all genres together. So does
-    one whose logits fall with its probability, or none is calibrated if all together do.
+    A genre of fewer than `MIN_TO_CHOOSE` posters gets what is right for all genres together. So
+    does one whose logits fall with its probability, or none is calibrated if all together do.
 
     Args:
         genres: names [G].
