@@ -20,13 +20,14 @@ from tensorflow.python.framework import convert_to_constants
 
 from poster_tfds import machine
 from trainer import config as config_lib, inference
-from trainer.data import pipeline
+from trainer.data import splits, stream
 from trainer.reports import scores as scores_lib
 
 SAVED_MODEL = "saved_model"  # Every version has it.
 INT8 = "tflite_int8"
 SAMPLE_SIZE = 100  # Posters to compare on, and to choose the ranges of int8 by.
 _MAX_EVALUATED = 2000  # Posters, for the macro AP of int8.
+_BATCH_SIZE = 32
 _BATCH_SIZE = 20
 
 _DESCRIPTION = """\
@@ -79,7 +80,7 @@ def convert(
     answer: Callable[..., tf.Tensor],
     posters: np.ndarray,
     origin: str,
-    evaluated: pipeline.PipelineSpec | None = None,
+    evaluated: splits.Split | None = None,
 ) -> Converted:
     """Converts a model, and compares each file's answers with those of its SavedModel.
 
@@ -124,7 +125,9 @@ def convert(
         rows[f"`{form.file}`"] = {
             "MB": f"{len(content) / 1e6:.1f}",
             "largest difference": f"{difference:.1g}",
-            "macro AP": _compare_macro_ap(ask, ask_saved_model, evaluated) if name == INT8 else "",
+            "macro AP": _compare_macro_ap(ask, ask_saved_model, evaluated, posters.shape[1])
+            if name == INT8
+            else "",
         }
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("file")
     described = _DESCRIPTION.format(
@@ -227,7 +230,7 @@ def _in_batches(ask: _Scorer) -> _Scorer:
 
 
 def _compare_macro_ap(
-    ask: _Scorer, ask_saved_model: _Scorer, evaluated: pipeline.PipelineSpec
+    ask: _Scorer, ask_saved_model: _Scorer, evaluated: splits.Split, image_size: int
 ) -> str:
     """Returns the macro AP of a file beside the SavedModel's, on the first posters of a split."""
 
@@ -237,10 +240,9 @@ def _compare_macro_ap(
         both = tf.stack([ask(pixels), ask_saved_model(pixels)], axis=1)
         return {"labels": batch["genres"], "logits": both, "weight": batch["weight"]}
 
-    num_steps = min(evaluated.batching.steps_per_pass, -(-_MAX_EVALUATED // evaluated.batch_size))
-    with evaluated.split.damage_named():
-        labels, both, _ = inference.predict(
-            answer, iter(pipeline.eval_batches(evaluated)), num_steps, f"int8 on {evaluated.split}"
-        )
+    num_steps = -(-min(evaluated.num_examples, _MAX_EVALUATED) // _BATCH_SIZE)
+    batches = iter(stream.eval_batches(evaluated, image_size, _BATCH_SIZE))
+    with evaluated.damage_named():
+        labels, both, _ = inference.predict(answer, batches, num_steps, f"int8 on {evaluated}")
     ours, theirs = (scores_lib.macro_ap(labels, both[:, i]) for i in range(2))
-    return f"{ours:.4f} (SavedModel {theirs:.4f}; {len(labels)} posters of {evaluated.split})"
+    return f"{ours:.4f} (SavedModel {theirs:.4f}; {len(labels)} posters of {evaluated})"

@@ -16,7 +16,7 @@ from PIL import Image
 from export import formats as formats_lib, loading, serving_files, serving_model
 from poster_tfds import directory_lock
 from trainer import config as config_lib
-from trainer.data import pipeline, run_data, splits, test_time
+from trainer.data import pipeline, splits, test_time
 from trainer.decisions import decision as decision_lib
 from trainer.run import checkpoints, directory
 
@@ -221,11 +221,12 @@ def _convert(
     evaluated = None
     if opened.split:
         origin = f"posters of `{opened.split}`"
-        spec = run_data.make_spec(config, opened.split)
         with opened.split.damage_named():
-            posters = pipeline.first_posters(spec, formats_lib.SAMPLE_SIZE)
+            posters = pipeline.first_posters(
+                opened.split, config.image_size, formats_lib.SAMPLE_SIZE
+            )
         name = config.test_split or facts["validation_split"] or config.train_split
-        evaluated = run_data.make_spec(config, splits.Split(opened.split.builder, name))
+        evaluated = splits.Split(opened.split.builder, name)
     elif formats_lib.INT8 in names:
         raise config_lib.UsageError(
             f"--format={formats_lib.INT8} needs posters that the run was trained on, and "

@@ -6,6 +6,7 @@ all that a process is in hold for it.
 
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 _ROOT = pathlib.Path("/")
@@ -40,6 +41,14 @@ def available_memory(root: pathlib.Path = _ROOT) -> int:
             )
             available = min(available, limit[0] - used[0] + reclaimable)
     return max(available, 0)
+
+
+def free_disk(path: str | os.PathLike) -> int:
+    """Returns the bytes that are free where a folder is, or would be made."""
+    folder = pathlib.Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _cgroups(controller: str, root: pathlib.Path) -> Iterator[pathlib.Path]:

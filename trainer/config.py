@@ -49,9 +49,9 @@ class Config:
     validation_split: str = _data("auto", "Split to choose the best checkpoint on, or a part of one, as train[85%:]; empty: none; auto: `validation`, if there is such a split.")
     test_split: str = _data("test", "Split to evaluate on; empty: none.")
     evaluate_every: int = _data(1, "Epochs from one evaluation to the next; the last is always evaluated.", minimum=1)
-    cache: str = _data("auto", "What is kept after the first epoch: decoded posters (uint8) or encoded ones (JPEG) in memory, decoded ones on disk, or none; auto: what fits in half of the free memory.", choices=("auto", "decoded", "encoded", "disk", "none"))
-    features_dir: str = _data("", "Folder to keep the features of a frozen backbone in, with which other heads on it start at once; empty: they are computed for each run.")
-    shuffle_buffer: int = _data(4096, "Examples to draw from when shuffling; they are in memory, with --cache=disk decoded.", minimum=1)
+    cache: str = _data("auto", "Where decoded posters (uint8) are kept: device, in the memory of each GPU; memory; disk, in a file that other runs use too; none: they are read anew in each epoch. auto: the first where there is room.", choices=("auto", "device", "memory", "disk", "none"))
+    cache_dir: str = _data("cache", "Folder of --cache=disk; it may be removed at any time between runs.")
+    shuffle_buffer: int = _data(4096, "Records to draw from with --cache=none; JPEGs.", minimum=1)
     data_service: str = _data("", "Dispatcher of a tf.data service that reads the train split, as grpc://host:5050; see `python -m trainer.data_service --help`.")
 
     model: str = _model("reference_cnn", "Model to train: reference_cnn, compact_cnn, efficientnet_lite0 to efficientnet_lite2, keras:NAME for a network of keras.applications, as keras:EfficientNetV2B0, or kerashub:PRESET for an image backbone of KerasHub, as kerashub:resnet_18_imagenet or the directory of a preset.")
@@ -152,7 +152,7 @@ class Config:
             )
         if self.data_service and self.cache not in ("auto", "none"):
             raise UsageError(
-                f"--data_service reads anew each epoch: leave out --cache={self.cache}."
+                f"--data_service reads anew in each epoch: leave out --cache={self.cache}."
             )
 
     @property

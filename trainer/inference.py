@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer import steps
-from trainer.reports import progress as progress_lib
+from trainer import progress as progress_lib, steps
 
 _BATCHES_TAKEN = 64  # At a time, from the device.
 
@@ -39,41 +38,36 @@ def predict(
     Returns:
         The predictions, or None if it was told to stop.
     """
-    parts = []
-    speed = go_through(
-        eval_step, batches, num_steps, title, lambda *values: parts.append(values), should_stop
-    )
-    if speed is None:
+    start = time.perf_counter()
+    stopped = False
+
+    def stop() -> bool:
+        nonlocal stopped
+        stopped = should_stop()
+        return stopped
+
+    found = list(parts(eval_step, batches, num_steps, title, stop))
+    if stopped:
         return None
-    return Predicted(*map(np.concatenate, zip(*parts, strict=True)), speed)
+    labels, outputs = map(np.concatenate, zip(*found, strict=True))
+    return Predicted(labels, outputs, len(labels) / (time.perf_counter() - start))
 
 
-def go_through(
+def parts(
     eval_step: Callable[[Iterator], dict],
     batches: Iterator,
     num_steps: int,
     title: str,
-    take: Callable[[np.ndarray, np.ndarray], None],
-    should_stop: Callable[[], bool],
-) -> float | None:
-    """Does what `predict` does, and hands the predictions on, some batches at a time.
-
-    Args:
-        take: takes labels, float32 [N, G], and what the model gives for them, [N, ...].
-
-    Returns:
-        Images a second, or None if it was told to stop.
-    """
-    pending, num_images = [], 0
-    start = time.perf_counter()
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Does what `predict` does, and yields labels and predictions, some batches at a time."""
+    pending = []
     with progress_lib.Progress(title, num_steps) as progress:
         for step in range(1, num_steps + 1):
             pending.append(eval_step(batches))
             progress.update(len(pending[-1]["weight"]))
             if should_stop():
-                return None
+                return
             if len(pending) == _BATCHES_TAKEN or step == num_steps:
-                labels, outputs = steps.collect(pending)
-                take(labels, outputs)
-                pending, num_images = [], num_images + len(labels)
-    return num_images / (time.perf_counter() - start)
+                yield steps.collect(pending)
+                pending = []

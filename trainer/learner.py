@@ -5,8 +5,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, runtime
-from trainer.data import run_data
+from trainer import config as config_lib, run_data, runtime
 from trainer.models import optimizer as optimizer_lib, registry
 from trainer.run import checkpoints as checkpoints_lib
 

@@ -11,10 +11,15 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from trainer import config as config_lib, learner as learner_lib, runtime, steps
+from trainer import (
+    config as config_lib,
+    learner as learner_lib,
+    progress as progress_lib,
+    runtime,
+    steps,
+)
 from trainer.data import run_data
 from trainer.models import losses as losses_lib
-from trainer.reports import progress as progress_lib
 from trainer.run import directory
 
 _MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.

@@ -9,13 +9,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from poster_tfds import machine
 from trainer import cluster, config as config_lib
 
 _SECONDS_TO_CONNECT = 10
-# tf.data's default pool has one thread a core, and threads that wait for a decoded
-# poster take part of it: 2 cores were 27% idle. More threads than cores keep all busy.
-_PIPELINE_THREADS_PER_CORE = 8
 _CPU_FLAGS_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 
@@ -40,6 +36,13 @@ class Devices(NamedTuple):
     choice: Choice  # Of the strategy.
     precision: str  # Keras dtype policy.
     is_chief: bool  # Whether this process writes what all workers share.
+
+    @property
+    def num_workers(self) -> int:
+        resolver = self.strategy.cluster_resolver
+        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return 1
+        return sum(len(tasks) for tasks in resolver.cluster_spec().as_dict().values())
 
     @property
     def num_replicas(self) -> int:
@@ -206,19 +209,3 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def num_pipeline_threads(num_cores: int | None = None, num_gpus: int | None = None) -> int:
-    """Returns the threads that a pipeline runs on, and its calls in parallel.
-
-    They leave a core for each GPU, to the threads that feed it.
-
-    Args:
-        num_cores: that this process may use; by default those of this machine.
-        num_gpus: of this machine, which is looked at if it is not given.
-    """
-    if num_cores is None:
-        num_cores = machine.num_cores()
-    if num_gpus is None:
-        num_gpus = len(tf.config.list_physical_devices("GPU"))
-    return _PIPELINE_THREADS_PER_CORE * max(1, num_cores - num_gpus)

@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import cluster, config as config_lib, inference, learner as learner_lib, runtime, steps
-from trainer.data import run_data
+from trainer import (
+    cluster,
+    config as config_lib,
+    inference,
+    learner as learner_lib,
+    progress as progress_lib,
+    run_data,
+    runtime,
+    steps,
+)
 from trainer.models import losses, optimizer as optimizer_lib
-from trainer.reports import page, progress as progress_lib, run_log
+from trainer.reports import page, run_log
 from trainer.reports.answers import Answers
 from trainer.run import checkpoints as checkpoints_lib, directory, state as state_lib, stopping
 
@@ -87,8 +95,9 @@ def _train_phase(
     config, run, devices = phase.config, phase.run, phase.devices
     start_time = time.monotonic()
     run.check_continues(config, resume, override)
-    data = run_data.open_data(config)
+    data = run_data.open_data(config, devices.num_workers)
     run.check_same_data(data.train.genres, data.train.num_examples)
+    run.check_same_order(data.cache.name)
     # TensorFlow's own seed must not be 0: then `shuffle` cannot take a tensor as seed.
     keras.utils.set_random_seed(config.seed + 1)
     learner = learner_lib.create_learner(config, data, devices)
@@ -100,13 +109,7 @@ def _train_phase(
         # Features of a frozen backbone take their time, which a head that is done does not need.
         if not (state.is_recorded and (state.step >= last_step or state.has_converged())):
             inputs = run_data.open_inputs(
-                config,
-                data,
-                run,
-                learner.model,
-                devices.strategy,
-                state.step,
-                state.should_stop,
+                config, data, learner.model, devices.strategy, state.step, state.should_stop
             )
             if inputs is None:
                 print("Stopped before it trained. The same command goes on.", flush=True)
@@ -119,7 +122,7 @@ def _train_phase(
                 log,
                 learner,
                 last_step,
-                train_step=_make_train_step(config, data, devices, learner),
+                train_step=_make_train_step(config, data, devices, learner, inputs.augment),
                 eval_step=steps.make_eval_step(learner.evaluated, devices.strategy),
                 train_batches=iter(distribute(inputs.train)),
                 eval_batches={name: iter(distribute(b)) for name, b in inputs.evaluated.items()},
@@ -262,9 +265,9 @@ def _restore(
         checkpoints.remove_leftovers()
 
     def describe_batch(step):
-        if config.data_service:
-            return "in the order of the data service"
-        return ", ".join(run_data.poster_ids_of_step(config, data.train, step))
+        if data.cache.name == "none":
+            return "in the order of a stream, which has no Ids"
+        return ", ".join(run_data.poster_ids_of_step(config, data, step))
 
     state = state_lib.RunState(phase, checkpoints, describe_batch, log.wait)
     if not state.step:
@@ -281,6 +284,7 @@ def _make_train_step(
     data: run_data.RunData,
     devices: runtime.Devices,
     learner: learner_lib.Learner,
+    augment: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
 ) -> Callable[..., dict[str, tf.Tensor]]:
     average = None
     if learner.average:
@@ -296,5 +300,5 @@ def _make_train_step(
         steps.Computation(
             config.jit_compile, config.accumulate_steps, timed=not config.deterministic
         ),
-        run_data.make_train_spec(config, data.train).change_batch,
+        augment,
     )

@@ -1,19 +1,14 @@
-"""Random changes to training posters, drawn from (seed, epoch, example).
+"""Augmentations of training posters: flip, crop, color, erase.
 
-The same seed, epoch and example give the same change, whatever was drawn before, so that
-a run can be repeated and resumed. Each change has its own numbers: choosing one more
-leaves the others as they were.
-
-The numbers are drawn with the examples, on the CPU. The posters are changed there too, one by
-one (`augment`), or on the device that trains, a batch at a time (`augment_batch`).
+What is random is drawn for a whole batch, from (seed, step), so that a run can be repeated and
+resumed. The posters are changed on the CPU, one by one (`augment`), or on the device that trains, a
+batch at a time (`augment_batch`).
 """
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-DRAWS = (4, 5)  # What is drawn for a poster: a row for each change.
-MIXING, RAND_AUGMENT = range(2)  # Streams of draws for the changes of other modules.
 _CROPPED_AREA = (0.6, 1.0)  # Share of the poster that a crop keeps.
 _CROPPED_ASPECT = (3 / 4, 4 / 3)
 _COLOR = (0.75, 1.25)  # Factors of brightness, contrast and saturation.
@@ -23,21 +18,23 @@ _ERASED_LEVEL = 128
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG.
 
 
-def draw(size: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Draws an epoch's changes to a poster of side `size`, in pixels.
+def draw(size: int, seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws the augmentations of posters of side `size`, in pixels.
 
-    `epoch` and `key`, which tells the poster from others, are int64 scalars.
+    Args:
+        size: S.
+        seed: int64 [2].
+        count: of posters, B.
 
     Returns:
-        float32 [4, 5]: for flip, crop, color and erase, five numbers from 0 to 1, of which crop
+        float32 [B, 4, 5]: for flip, crop, color and erase, five numbers from 0 to 1, of which crop
         and erase have top, left, height and width of a rectangle, in pixels, for the first four.
     """
-    draws = tf.random.stateless_uniform(DRAWS, stateless_seed(seed, epoch, key))
-    flip, crop, color, erase = tf.unstack(draws)
+    flip, crop, color, erase = tf.unstack(tf.random.stateless_uniform([count, 4, 5], seed), axis=1)
     # Here, since another device may round the last digit otherwise, and with it to a whole pixel.
     crop = _with_rectangle(size, crop, _CROPPED_AREA, _CROPPED_ASPECT)
     erase = _with_rectangle(size, erase, _ERASED_AREA, _ERASED_ASPECT)
-    return tf.stack([flip, crop, color, erase])
+    return tf.stack([flip, crop, color, erase], axis=1)
 
 
 def augment(image: tf.Tensor, changes: Sequence[str], draws: tf.Tensor) -> tf.Tensor:
@@ -79,26 +76,6 @@ def augment_batch(changes: Sequence[str], images: tf.Tensor, draws: tf.Tensor) -
     if {"crop", "color"} & set(changes):
         images = to_levels(pixels)
     return _erase_batch(images, erase) if "erase" in changes else images
-
-
-def draw_variant(count: int, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Returns which of `count` variants of a poster, each as likely, an epoch has: int32 scalar."""
-    return tf.random.stateless_uniform(
-        [], stateless_seed(seed, epoch, key), 0, count, dtype=tf.int32
-    )
-
-
-def stateless_seed(
-    seed: int, epoch: tf.Tensor, key: tf.Tensor, stream: int | None = None
-) -> tf.Tensor:
-    """Returns the seed, int64 [2], of what an epoch draws for an example.
-
-    `stream` tells draws for one kind of change from those for others, as `MIXING`.
-    """
-    of_example = tf.stack([seed * 1_000_003 + epoch, key])
-    if stream is None:
-        return of_example
-    return tf.random.experimental.stateless_fold_in(of_example, stream)
 
 
 def to_levels(pixels: tf.Tensor) -> tf.Tensor:
@@ -212,12 +189,11 @@ def _rectangle(draws: tf.Tensor) -> list[tf.Tensor]:
     return tf.unstack(tf.cast(draws[..., :4], tf.int32), axis=-1)
 
 
-def _with_rectangle(size: int, draw: tf.Tensor, areas: tuple, aspects: tuple) -> tf.Tensor:
-    """Makes a rectangle in a square of five numbers from 0 to 1; the last stays."""
-    area = areas[0] + (areas[1] - areas[0]) * draw[0]
-    aspect = aspects[0] * (aspects[1] / aspects[0]) ** draw[1]
-    sides = tf.sqrt(area * tf.stack([1 / aspect, aspect]))
-    lengths = tf.cast(tf.clip_by_value(tf.round(size * sides), 1, size), tf.int32)
-    corner = tf.cast(draw[2:4] * tf.cast(size - lengths + 1, tf.float32), tf.int32)
-    rectangle = tf.concat([tf.minimum(corner, size - lengths), lengths], axis=0)
-    return tf.concat([tf.cast(rectangle, tf.float32), draw[4:]], axis=0)
+def _with_rectangle(size: int, draws: tf.Tensor, areas: tuple, aspects: tuple) -> tf.Tensor:
+    """Makes rectangles in a square of numbers from 0 to 1, [B, 5]; the last of each stays."""
+    area = areas[0] + (areas[1] - areas[0]) * draws[:, 0]
+    aspect = aspects[0] * (aspects[1] / aspects[0]) ** draws[:, 1]
+    sides = tf.sqrt(area[:, None] * tf.stack([1 / aspect, aspect], axis=1))
+    lengths = tf.clip_by_value(tf.round(size * sides), 1, size)
+    corners = tf.minimum(tf.floor(draws[:, 2:4] * (size - lengths + 1)), size - lengths)
+    return tf.concat([corners, lengths, draws[:, 4:]], axis=1)

@@ -5,7 +5,7 @@ MixUp (https://arxiv.org/abs/1710.09412, section 2) trains on a weighted mean of
 genres get the same weights. An epoch's order is random, so that the next poster of a replica's
 part of a batch is a random partner.
 
-The numbers are drawn with the examples from (seed, epoch, example), as in `augmentation`.
+The numbers are drawn from (seed, step), as in `augmentation`.
 `keras.layers.MixUp` and `CutMix` draw from a generator with a state of their own, which a run that
 is resumed would not have, and the same on each replica.
 """
@@ -14,45 +14,38 @@ import tensorflow as tf
 
 from trainer.data import augmentation
 
-DRAWS = (5,)  # What is drawn for a poster.
 
-
-def draw(
-    size: int, mixup: float, cutmix: float, seed: int, epoch: tf.Tensor, key: tf.Tensor
-) -> tf.Tensor:
-    """Draws how an epoch mixes a poster of side `size` with its partner.
+def draw(size: int, mixup: float, cutmix: float, seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws how posters of side `size` are mixed with their partners.
 
     Args:
         size: S, in pixels.
         mixup: a of the distribution Beta(a, a) of a poster's own share; 0: no MixUp.
         cutmix: the same for CutMix; each has half of the posters if both are chosen.
-        seed: of the run.
-        epoch: int64 scalar.
-        key: int64 scalar, which tells the poster from others.
+        seed: int64 [2].
+        count: of posters, B.
 
     Returns:
-        float32 [5]: the poster's own share, 0 to 1, and, for CutMix, top, left, height and width
+        float32 [B, 5]: the poster's own share, 0 to 1, and, for CutMix, top, left, height and width
         in pixels of what it has of its partner.
     """
-    of_example = augmentation.stateless_seed(seed, epoch, key, augmentation.MIXING)
-    of_uniform, of_gamma = tf.unstack(tf.random.experimental.stateless_split(of_example))
-    choice, *centre = tf.unstack(tf.random.stateless_uniform([3], of_uniform))
-    is_cut = choice < (cutmix > 0) / ((mixup > 0) + (cutmix > 0))
+    of_uniform, of_gamma = tf.unstack(tf.random.experimental.stateless_split(seed))
+    draws = tf.random.stateless_uniform([count, 3], of_uniform)
+    is_cut = draws[:, 0] < (cutmix > 0) / ((mixup > 0) + (cutmix > 0))
     # Two gamma variates give one of the beta distribution.
-    own, other = tf.unstack(
-        tf.random.stateless_gamma([2], of_gamma, alpha=tf.where(is_cut, cutmix, mixup))
-    )
+    alpha = tf.where(is_cut, float(cutmix), float(mixup))
+    own, other = tf.unstack(tf.random.stateless_gamma([2, count], of_gamma, alpha))
     share = tf.math.divide_no_nan(own, own + other)
-    half = size * tf.sqrt(1 - share) / 2
-    middle = size * tf.stack(centre)
+    half = size * tf.sqrt(1 - share)[:, None] / 2
+    middle = size * draws[:, 1:]
     begin, end = (
         tf.round(tf.clip_by_value(edge, 0.0, size)) for edge in (middle - half, middle + half)
     )
     height_and_width = end - begin
     # Of what is left of the rectangle within the poster.
-    share_beside = 1 - tf.reduce_prod(height_and_width) / size**2
-    cut = tf.concat([[share_beside], begin, height_and_width], axis=0)
-    return tf.where(is_cut, cut, tf.stack([share, 0.0, 0.0, 0.0, 0.0]))
+    share_beside = 1 - tf.reduce_prod(height_and_width, axis=1) / size**2
+    cut = tf.concat([share_beside[:, None], begin, height_and_width], axis=1)
+    return tf.where(is_cut[:, None], cut, tf.pad(share[:, None], [[0, 0], [0, 4]]))
 
 
 def mix_batch(
@@ -74,5 +67,5 @@ def mix_batch(
 
 
 def _mix(values: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
-    partners = tf.roll(values, -1, axis=0)
+    partners = tf.concat([values[1:], values[:1]], axis=0)
     return partners + own * (values - partners)

@@ -1,103 +1,100 @@
-"""A split -> batches of uint8 posters with their genres.
+"""What all pipelines of batches share: the description of a training's input, workers' shares.
 
 A pipeline lives through the whole run: making a new iterator each epoch costs up to
 twenty seconds where tf.data's autotuning is on, and throws away what was prefetched.
 """
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from trainer import runtime
-from trainer.data import (
-    augmentation,
-    batching as batching_lib,
-    mixing,
-    order,
-    preprocessing,
-    rand_augment,
-    splits,
-)
+from poster_tfds import machine
+from trainer.data import augmentation, mixing, order, preprocessing, rand_augment, splits
 
-_Service = tf.data.experimental.service
+WHOLE = tf.distribute.InputContext()
+_VIEWS, _CROPS, _RAND_AUGMENT, _MIXING = range(4)  # Streams of random numbers.
+_MOST_THREADS = 16  # Beside one a core: some wait for a batch, or for a file.
+# What decoding takes, for a byte of a JPEG: 12 pixels' levels, and these in float32 for resizing.
+_BYTES_DECODED = 60
+_MEMORY_SHARE = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
-class PipelineSpec:
-    """What a pipeline needs to know."""
+class TrainSpec:
+    """What a training step is fed with, made once for a run.
 
-    split: splits.Split
-    image_size: int  # Side S of the posters, in pixels.
-    batch_size: int  # Of all replicas, whose number must divide it.
-    seed: int = 0  # Together with the epoch's number, gives the order and the changes.
-    shuffle_buffer: int = 1  # Examples to draw from.
-    start_step: int = 0  # Batches that an interrupted run has trained on.
-    augment: tuple[str, ...] = ()  # Random changes, of `config.AUGMENTATIONS`.
-    augment_on_device: bool = False  # Whether the step makes them, of what is drawn here.
-    randaugment: float = 0  # Magnitude of RandAugment, which the step makes; 0: none.
-    mixup: float = 0  # Parameter of `mixing`, which is the step's too; 0: none.
-    cutmix: float = 0  # Another.
-    cache: str = "none"  # What is kept after the first epoch: decoded, encoded, disk or none.
-    cache_file: str = ""  # For `disk`; a file that is not there yet.
+    Attributes:
+        image_size: side S of the posters, in pixels.
+        batch_size: examples of a step, over all replicas together, whose number must divide it.
+        seed: together with the step's number, gives the order and the draws.
+        augment: of `config.AUGMENTATIONS`.
+        augment_on_device: whether the training step makes them, of what is drawn here.
+        randaugment: magnitude of RandAugment, which the training step makes; 0: none.
+        mixup: parameter of `mixing`, which the training step makes too; 0: none.
+        cutmix: another.
+        rows_on_device: whether the training step has the posters, and is sent their row numbers.
+    """
+
+    image_size: int
+    batch_size: int
+    seed: int = 0
+    augment: tuple[str, ...] = ()
+    augment_on_device: bool = False
+    randaugment: float = 0
+    mixup: float = 0
+    cutmix: float = 0
+    rows_on_device: bool = False
 
     @property
-    def batching(self) -> batching_lib.Batching:
-        """The order of the examples and their batches."""
-        return batching_lib.Batching(
-            self.split.num_examples,
-            self.batch_size,
-            self.seed,
-            self.shuffle_buffer,
-            self.start_step,
+    def is_augmented(self) -> bool:
+        return bool(self.augment or self.randaugment or self.mixup or self.cutmix)
+
+    def draw_views(self, step: tf.Tensor, num_views: int) -> tf.Tensor:
+        """Draws which view of each example a step has: int64 [B], 0 to V - 1."""
+        return tf.random.stateless_uniform(
+            [self.batch_size], self._seed(step, _VIEWS), 0, num_views, tf.int64
         )
 
-    @property
-    def is_changed(self) -> bool:
-        return bool(self.augment or self.drawn_for_step)
-
-    @property
-    def drawn_for_step(self) -> dict[str, tuple[int, ...]]:
-        """What is drawn here for changes that are left to the training step: name -> its shape."""
-        chosen = {
-            "draws": (augmentation.DRAWS, self.augment and self.augment_on_device),
-            "strengths": (rand_augment.DRAWS, self.randaugment),
-            "mixing": (mixing.DRAWS, self.mixup or self.cutmix),
-        }
-        return {name: shape for name, (shape, is_chosen) in chosen.items() if is_chosen}
-
-    def load(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns an example's pixels and labels, and the key from which its changes are drawn."""
-        loaded = {
-            "image": preprocessing.decode_and_resize(example["image"], self.image_size),
-            "genres": splits.multi_hot(example["genres"], len(self.split.genres)),
-        }
-        if self.is_changed:
-            loaded["key"] = tf.strings.to_hash_bucket_fast(example["poster_id"], tf.int64.max)
-        return loaded
-
-    def load_record(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns what `load` does of a record of a shard."""
-        return self.load(self.split.parse(record))
-
-    def change(self, example: dict[str, tf.Tensor], epoch: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns a loaded example, changed as in an epoch (int64 scalar), and what is drawn."""
-        of_example = {"seed": self.seed, "epoch": epoch, "key": example["key"]}
-        size, image, genres = self.image_size, example["image"], example["genres"]
+    def draw(self, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Draws the augmentations of a global batch, float32 [B, ...], by name."""
         drawn = {}
         if self.augment:
-            drawn["draws"] = augmentation.draw(size, **of_example)
-            if not self.augment_on_device:
-                image = augmentation.augment(image, self.augment, drawn.pop("draws"))
+            seed = self._seed(step, _CROPS)
+            drawn["draws"] = augmentation.draw(self.image_size, seed, self.batch_size)
         if self.randaugment:
-            drawn["strengths"] = rand_augment.draw(self.randaugment, **of_example)
+            seed = self._seed(step, _RAND_AUGMENT)
+            drawn["strengths"] = rand_augment.draw(self.randaugment, seed, self.batch_size)
         if self.mixup or self.cutmix:
-            drawn["mixing"] = mixing.draw(size, self.mixup, self.cutmix, **of_example)
-        return {"image": image, "genres": genres, **drawn}
+            seed, size = self._seed(step, _MIXING), self.image_size
+            drawn["mixing"] = mixing.draw(size, self.mixup, self.cutmix, seed, self.batch_size)
+        return drawn
 
-    def change_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def with_draws(
+        self, batch: Mapping[str, tf.Tensor], step: tf.Tensor, place: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Adds what is drawn for a replica's part of a batch, which begins at a place in it.
+
+        Posters that are changed on the CPU are changed.
+        """
+        size = batch["genres"].shape[0]
+        drawn = {name: value[place : place + size] for name, value in self.draw(step).items()}
+        for value in drawn.values():
+            value.set_shape([size, *value.shape[1:]])
+        batch = dict(batch)
+        if "draws" in drawn and not self.augment_on_device:
+            # One by one: on a CPU that is seven times as fast as `augment_batch`.
+            batch["image"] = tf.map_fn(
+                lambda one: augmentation.augment(one[0], self.augment, one[1]),
+                (batch["image"], drawn.pop("draws")),
+                fn_output_signature=tf.TensorSpec(batch["image"].shape[1:], tf.uint8),
+            )
+        return {**batch, **drawn}
+
+    def augment_batch(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the `image` and `genres` that the training step makes of a batch."""
         images, genres = batch["image"], batch["genres"]
         if "draws" in batch:
@@ -108,113 +105,157 @@ class PipelineSpec:
             images, genres = mixing.mix_batch(images, genres, batch["mixing"])
         return {"image": images, "genres": genres}
 
-    def changed(self, examples: tf.data.Dataset, epoch: tf.Tensor) -> tf.data.Dataset:
-        """Returns loaded examples as the training step takes them in an epoch."""
-        if not self.is_changed:
-            return examples
-        return batching_lib.map_parallel(examples, functools.partial(self.change, epoch=epoch))
+    def _seed(self, step: tf.Tensor, stream: int) -> tf.Tensor:
+        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        return tf.random.experimental.stateless_fold_in(seed, stream)
 
 
-def train_batches(
-    spec: PipelineSpec, context: tf.distribute.InputContext = batching_lib.WHOLE
+class Share(NamedTuple):
+    """The part of every global batch that a worker's replicas take."""
+
+    per_replica: int
+    num_replicas: int  # Of this worker.
+    first: int  # Place in the batch at which its part begins.
+
+    @classmethod
+    def of(cls, batch_size: int, context: tf.distribute.InputContext) -> "Share":
+        per_replica = batch_size // context.num_replicas_in_sync
+        num_replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * num_replicas * per_replica
+        return cls(per_replica, num_replicas, first)
+
+    def place(self, replica: tf.Tensor) -> tf.Tensor:
+        """Returns where the part of one of this worker's replicas begins in a batch."""
+        return self.first + replica * self.per_replica
+
+
+def num_eval_steps(num_examples: int, batch_size: int) -> int:
+    """Returns the batches of a pass over a split, of which the last may be filled up."""
+    return math.ceil(num_examples / batch_size)
+
+
+def order_of(spec: TrainSpec, num_rows: int, start_step: int) -> tf.data.Dataset:
+    """Returns `order.steps` of a training."""
+    return order.steps(num_rows, spec.batch_size, spec.seed, start_step)
+
+
+def deal(
+    steps: tf.data.Dataset,
+    load: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+    spec: TrainSpec,
+    context: tf.distribute.InputContext,
 ) -> tf.data.Dataset:
-    """Returns endless shuffled batches: epoch after epoch, each example at most once in each.
+    """Returns the batches of a worker's replicas, one after the other.
 
-    The replicas of all workers together see the global batches that one device would,
-    each a slice of every batch. What does not fill a batch at the end of an epoch is left out; in
-    another epoch, of another order, these are others.
-
-    Yields:
-        For one replica after the other, `image` uint8 [B, S, S, 3] and `genres` float32
-        [B, G], multi-hot, where B is the batch size divided by the replicas; and what
-        `change_batch` needs, float32 [B, ...], where something is left to it.
+    Args:
+        steps: of `order.steps`.
+        load: function of a step, a place in its batch and the row numbers from there on, int64 [b],
+            to a replica's batch.
+        spec: of the training.
+        context: which worker this is, of how many, and the number of replicas.
     """
-    keeps_decoded = spec.cache in ("decoded", "disk")
-    lanes = order.lanes(spec.split)
-    share = batching_lib.Share(spec.batch_size, context, len(lanes))
-    ours = lanes[share.lanes]
+    share = Share.of(spec.batch_size, context)
 
-    def keep(records, section):
-        if keeps_decoded:
-            num_open = sum(lane.sections_at_a_time for lane in ours)
-            threads = math.ceil(runtime.num_pipeline_threads() / num_open)
-            records = records.map(spec.load_record, num_parallel_calls=threads)
-        return records.cache(spec.cache_file and f"{spec.cache_file}-{section}")
+    @tf.autograph.experimental.do_not_convert
+    def one_each(step, numbers):
+        replicas = tf.range(share.num_replicas, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices(
+            (
+                tf.repeat(step, share.num_replicas),
+                replicas,
+                tf.tile(numbers[None], [share.num_replicas, 1]),
+            )
+        )
 
-    def prepare(chosen, epoch):
-        loaded = chosen if keeps_decoded else batching_lib.map_parallel(chosen, spec.load_record)
-        return spec.changed(loaded, epoch)
+    @tf.autograph.experimental.do_not_convert
+    def load_one(step, replica, numbers):
+        place = share.place(replica)
+        ours = numbers[place : place + share.per_replica]
+        ours.set_shape([share.per_replica])
+        return load(step, place, ours)
 
-    in_order = order.in_order(ours, spec.batching, keep if spec.cache != "none" else None)
-    return batching_lib.train_batches(in_order, spec.batching, prepare, share)
+    if share.num_replicas == 1:
+        steps = steps.map(lambda step, numbers: (step, tf.zeros([], tf.int64), numbers))
+    else:
+        steps = steps.flat_map(one_each)
+    # Batches beside each other, as one is made by one thread where posters are changed here.
+    return endless(steps.map(load_one, num_parallel_calls=2 * machine.num_cores()))
 
 
-def service_batches(
-    spec: PipelineSpec,
-    service: str,
-    context: tf.distribute.InputContext = batching_lib.WHOLE,
+def loader(
+    split: splits.Split, image_size: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Returns a function of an example that is read to its `image` and `genres`."""
+
+    @tf.autograph.experimental.do_not_convert
+    def load(example):
+        return {
+            "image": preprocessing.decode_and_resize(example["image"], image_size),
+            "genres": splits.multi_hot(example["genres"], len(split.genres)),
+        }
+
+    return load
+
+
+def num_threads(split: splits.Split | None = None) -> int:
+    """Returns the threads of a pipeline: 16 more than cores, or fewer where posters are large."""
+    cores = machine.num_cores()
+    if split is None:
+        return cores + _MOST_THREADS
+    of_one = _BYTES_DECODED * split.num_bytes // split.num_examples
+    return int(
+        min(cores + _MOST_THREADS, max(cores, _MEMORY_SHARE * machine.available_memory() // of_one))
+    )
+
+
+def map_parallel(
+    dataset: tf.data.Dataset, function: Callable, split: splits.Split
 ) -> tf.data.Dataset:
-    """Returns what `train_batches` does, but read, decoded and changed by a tf.data service.
+    """Maps on all threads of the pipeline, in order."""
+    return dataset.map(function, num_parallel_calls=num_threads(split))
 
-    Each training worker has an equal range of the split, whose shards, in an order of the epoch's
-    own, the workers of the service divide among them. Each example comes at most once an epoch, in
-    the order in which they are ready: what is left of an epoch that was interrupted is made up of
-    other examples.
 
-    The dataset is on storage that the workers of `service`, `grpc://host:port`, reach.
+def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns batches that have no end as a finished pipeline."""
+    # Known to be endless, it spares tf.distribute a look for replicas without a batch.
+    return finish(
+        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    )
+
+
+def finish(dataset: tf.data.Dataset, split: splits.Split | None = None) -> tf.data.Dataset:
+    """Returns a dataset with the options and the prefetch that every pipeline here has."""
+    options = tf.data.Options()
+    # Parallelism is explicit; an iterator that autotunes blocks when it is destroyed,
+    # until its optimizer thread wakes: 10 s and more.
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    # A map and the batch after it become one, whose batches a GPU can copy from.
+    options.experimental_optimization.map_and_batch_fusion = True
+    options.threading.private_threadpool_size = num_threads(split)
+    return dataset.prefetch(2).with_options(options)
+
+
+def example_views(
+    split: splits.Split, spec: TrainSpec, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the split's first poster and what the first steps would make of it.
+
+    Returns:
+        uint8 [S, S, 3] and uint8 [count, S, S, 3].
     """
-    batching = spec.batching
-    share = batching_lib.Share(spec.batch_size, context)
-    start_epoch, start_batch = batching.start
-    ours = spec.split.shares(context.num_input_pipelines)[context.input_pipeline_id]
-    in_order = order.divisible(ours, batching)
-
-    def one_epoch(epoch):
-        loaded = batching_lib.map_parallel(in_order(epoch), spec.load_record)
-        batches = spec.changed(loaded, epoch).batch(share.per_replica)
-        batches = batches.apply(_Service.distribute(_Service.ShardingPolicy.DYNAMIC, service))
-        # Each worker of the service ends with a smaller batch.
-        batches = batches.rebatch(share.per_replica, drop_remainder=True)
-        num_batches = ours.num_examples // share.per_replica
-        batches = batches.apply(tf.data.experimental.assert_cardinality(num_batches))
-        return share.whole(batches, tf.constant(batching.steps_per_epoch, tf.int64))
-
-    batches = tf.data.Dataset.counter(start_epoch).flat_map(one_epoch)
-    return batching_lib.endless(batches.skip(start_batch * share.num_replicas))
+    load = loader(split, spec.image_size)
+    examples = list(split.read(in_parts=True).take(2).map(load))  # And a partner.
+    batch = tf.nest.map_structure(lambda *values: tf.stack(values), *examples)
+    spec = dataclasses.replace(spec, batch_size=len(examples))
+    views = [
+        spec.augment_batch(spec.with_draws(batch, tf.constant(step, tf.int64), 0))["image"][0]
+        for step in range(count)
+    ]
+    return examples[0]["image"].numpy(), np.stack(views)
 
 
-def eval_batches(
-    spec: PipelineSpec, context: tf.distribute.InputContext = batching_lib.WHOLE
-) -> tf.data.Dataset:
-    """Returns endless passes over a split, in a fixed order, in batches of one size.
-
-    The cache is `encoded` or `none`. A pass is `spec.batching.steps_per_pass` batches; the last is
-    filled up with black posters of weight 0, so that every example counts exactly once.
-
-    Yields:
-        For one replica after the other, `image` uint8 [B, S, S, 3], `genres` float32
-        [B, G] and `weight` float32 [B], where B is the batch size divided by the replicas.
-    """
-
-    def prepare(chosen):
-        chosen = chosen if spec.cache == "none" else chosen.cache()
-        return batching_lib.map_parallel(chosen, spec.load)
-
-    return batching_lib.eval_batches(spec.split.read(), spec.batching, prepare, context)
-
-
-def example_variants(spec: PipelineSpec, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a split's first poster, uint8 [S, S, 3], and what `count` epochs make of it."""
-    examples = list(spec.split.read().take(2).map(spec.load))  # And a partner.
-    variants = []
-    for epoch in range(count):
-        changed = [spec.change(example, tf.constant(epoch, tf.int64)) for example in examples]
-        batch = tf.nest.map_structure(lambda *values: tf.stack(values), *changed)
-        variants.append(spec.change_batch(batch)["image"][0])
-    return examples[0]["image"].numpy(), np.stack(variants)
-
-
-def first_posters(spec: PipelineSpec, count: int) -> np.ndarray:
+def first_posters(split: splits.Split, image_size: int, count: int) -> np.ndarray:
     """Returns the first posters of a split, or all if there are fewer: uint8 [N, S, S, 3]."""
-    examples = spec.split.read(in_parts=True).take(count).map(spec.load)
+    examples = split.read(in_parts=True).take(count).map(loader(split, image_size))
     return np.stack([example["image"] for example in examples.as_numpy_iterator()])

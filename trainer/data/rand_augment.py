@@ -5,7 +5,7 @@ geometry is one warp, colour one affine map. Sharpness, equalized and stretched 
 The ranges are those of AutoAugment (https://arxiv.org/abs/1805.09501, table 6), the largest
 magnitude being 10.
 
-What is drawn comes from (seed, epoch, example), as in `augmentation`. `keras.layers.RandAugment`
+What is drawn comes from (seed, step), as in `augmentation`. `keras.layers.RandAugment`
 draws from a generator with a state of its own, one change for all posters of a batch, and computes
 all changes to choose one; its warp cannot be compiled by XLA.
 """
@@ -29,7 +29,6 @@ _CHANGES = (
     "solarize",
     "posterize",
 )
-DRAWS = (len(_CHANGES),)  # What is drawn for a poster.
 # What the largest magnitude does.
 _ROTATED = math.radians(30)
 _SHEARED = 0.3
@@ -39,21 +38,20 @@ _LOST_BITS = 4  # Of the 8 of a level.
 _FILL = 128
 
 
-def draw(magnitude: float, seed: int, epoch: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """Draws an epoch's two changes to a poster, of which one may be none.
+def draw(magnitude: float, seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws two changes to each of `count` posters, of which one may be none, from int64 [2].
 
     Returns:
-        float32 [10], the strength of each change, -1 to 1; 0: not chosen.
+        float32 [B, 10], the strength of each change, -1 to 1; 0: not chosen.
     """
-    of_example = augmentation.stateless_seed(seed, epoch, key, augmentation.RAND_AUGMENT)
-    draws = tf.random.stateless_uniform([4], of_example)
-    count = len(_CHANGES) + 1  # And none.
-    first = tf.cast(draws[0] * count, tf.int32)
+    draws = tf.random.stateless_uniform([count, 4], seed)
+    num_choices = len(_CHANGES) + 1  # And none.
+    first = tf.cast(draws[:, 0] * num_choices, tf.int32)
     # Another one.
-    second = (first + 1 + tf.cast(draws[1] * (count - 1), tf.int32)) % count
-    signs = tf.sign(draws[2:] - 0.5)
-    chosen = tf.one_hot(tf.stack([first, second]), len(_CHANGES))
-    return magnitude / config_lib.MAX_MAGNITUDE * tf.reduce_sum(signs[:, None] * chosen, axis=0)
+    second = (first + 1 + tf.cast(draws[:, 1] * (num_choices - 1), tf.int32)) % num_choices
+    signs = tf.sign(draws[:, 2:] - 0.5)
+    chosen = tf.one_hot(tf.stack([first, second], axis=1), len(_CHANGES))
+    return magnitude / config_lib.MAX_MAGNITUDE * tf.reduce_sum(signs[..., None] * chosen, axis=1)
 
 
 def augment_batch(images: tf.Tensor, strengths: tf.Tensor) -> tf.Tensor:

@@ -13,9 +13,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401  (registers the dataset)
-from poster_tfds import directory_lock, faults, object_stores
+from poster_tfds import directory_lock, faults, machine, object_stores
 from poster_tfds.built import counts as counts_lib, record_files
-from trainer import config as config_lib, runtime
+from trainer import config as config_lib
 
 READ_BUFFER = 1 << 20  # Bytes, of a shard that is read; TensorFlow Datasets' own is 8 MB.
 _ERRORS_OF_DATA = (
@@ -144,41 +144,28 @@ class Split:
 
     def _read_labels(self) -> tf.data.Dataset:
         num_genres = len(self.genres)
+        return self._read_part({"genres": True}).map(
+            lambda example: multi_hot(example["genres"], num_genres)
+        )
+
+    def _read_part(self, features: dict[str, bool]) -> tf.data.Dataset:
         return self.builder.as_dataset(
             self.name,
-            decoders=tfds.decode.PartialDecoding({"genres": True}),
+            decoders=tfds.decode.PartialDecoding(features),
             read_config=tfds.ReadConfig(try_autocache=False, override_buffer_size=READ_BUFFER),
-        ).map(lambda example: multi_hot(example["genres"], num_genres))
+        )
 
-    def shares(self, count: int) -> list["Split"]:
-        """Returns so many parts of it, of equal size to one example."""
-        return [Split(self.builder, part) for part in tfds.even_splits(self.name, count)]
+    def pieces(self) -> list[Piece]:
+        """Returns where its examples are, in order."""
+        return [
+            Piece(os.fspath(part.filename), part.skip, part.take)
+            for part in self.builder.info.splits[self.name].file_instructions
+        ]
 
-    def _cut(self, start: int, end: int) -> list[str]:
-        """Returns the names of what is from one of its examples to before another."""
-        infos, names, first = self.builder.info.splits, [], 0
-        for part in tfds.core.ReadInstruction.from_spec(self.name).to_absolute(infos):
-            size = infos[part.splitname].num_examples
-            lowest, highest, _ = slice(part.from_, part.to).indices(size)
-            inner_start, inner_end = (
-                max(lowest, lowest + start - first),
-                min(highest, lowest + end - first),
-            )
-            if inner_start < inner_end:
-                names.append(f"{part.splitname}[{inner_start}:{inner_end}]")
-            first += highest - lowest
-        return names
-
-    def pieces(self, start: int, end: int) -> list[Piece]:
-        """Returns where its examples are, from one to before another."""
-        found, first = [], 0
-        for part in self.builder.info.splits[self.name].file_instructions:
-            skipped = max(start - first, 0)
-            taken = min(end - first, part.take) - skipped
-            if taken > 0:
-                found.append(Piece(os.fspath(part.filename), part.skip + skipped, taken))
-            first += part.take
-        return found
+    def read_ids(self) -> list[str]:
+        """Returns the Ids of all posters, in order."""
+        read = self._read_part({"poster_id": True})
+        return [example["poster_id"].decode() for example in read.as_numpy_iterator()]
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the example that a record of a shard is, as `read` does."""
@@ -192,7 +179,7 @@ class Split:
         Unless only the first of them are taken (`in_parts`), the dataset fails if a shard contains
         fewer records than were built, which a file that is cut between two records would hide.
         """
-        parallelism = runtime.num_pipeline_threads()
+        parallelism = machine.num_cores() + 1
         return self.builder.as_dataset(
             self.name,
             decoders={"image": tfds.decode.SkipDecoding()},
@@ -207,11 +194,11 @@ class Split:
 
     def overlaps(self, other: "Split") -> bool:
         found = collections.defaultdict(list)
-        for piece in self.pieces(0, self.num_examples):
+        for piece in self.pieces():
             found[piece.path].append(piece)
         return any(
             ours.skip < theirs.skip + theirs.take and theirs.skip < ours.skip + ours.take
-            for theirs in other.pieces(0, other.num_examples)
+            for theirs in other.pieces()
             for ours in found[theirs.path]
         )
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from poster_tfds import origin, source
 from trainer import config as config_lib, inference, steps
-from trainer.data import pipeline, run_data, splits, test_time
+from trainer.data import pipeline, splits, stream, test_time
 from trainer.decisions import decision as decision_lib
 from trainer.reports import answers as answers_lib
 from trainer.run import checkpoints, directory
@@ -154,12 +154,11 @@ def _answer(
     Raises:
         config.UsageError: the split is damaged.
     """
-    spec = run_data.make_spec(config, split)
     with split.damage_named():
         predicted = inference.predict(
             eval_step,
-            iter(pipeline.eval_batches(spec)),
-            spec.batching.steps_per_pass,
+            iter(stream.eval_batches(split, config.image_size, config.batch_size)),
+            pipeline.num_eval_steps(split.num_examples, config.batch_size),
             title,
             should_stop,
         )

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from trainer import config as config_lib, flops, learner as learner_lib, runtime
-from trainer.data import pipeline, run_data
+from trainer import config as config_lib, flops, learner as learner_lib, run_data, runtime
+from trainer.data import pipeline
 from trainer.models import registry
 from trainer.reports import curves, scores, tables, tensorboard
 from trainer.reports.answers import Answers
@@ -144,9 +144,8 @@ class RunLog:
             config, self._judge or data.train.name, self._run.path.name
         )
         self._tensorboard.write_records(self._run.read_metrics())
-        spec = run_data.make_train_spec(config, data.train)
-        if spec.is_changed:
-            image, variants = pipeline.example_variants(spec, curves.NUM_VARIANTS)
+        if data.spec.is_augmented:
+            image, variants = pipeline.example_views(data.train, data.spec, curves.NUM_VARIANTS)
             directory.write_atomically(
                 self._run.augmentation, curves.draw_variants(image, variants)
             )
@@ -249,8 +248,8 @@ class RunLog:
     @functools.cached_property
     def _sample_posters(self) -> np.ndarray:
         """The first posters of the first evaluated split, uint8 [N, S, S, 3]."""
-        spec = run_data.make_spec(self._config, self._data.evaluated[0])
-        return pipeline.first_posters(spec, _NUM_SAMPLES)
+        split = self._data.evaluated[0]
+        return pipeline.first_posters(split, self._config.image_size, _NUM_SAMPLES)
 
     def finish(self) -> None:
         """Prints the best scores, where everything is, and what to do next."""

@@ -5,13 +5,11 @@ report.html  answers.npz  thresholds.json
 head/, a run's directory of its own: of the head that was trained first
 """
 
-import atexit
 import contextlib
 import json
 import math
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import pandas as pd
@@ -27,7 +25,7 @@ _MAY_CHANGE = {
     "patience",
     "evaluate_every",
     "cache",
-    "features_dir",
+    "cache_dir",
     "strategy",
     "worker_timeout",
     "logical_cpus",
@@ -180,6 +178,22 @@ class RunDirectory:
                     f"{what} then: {before}; now: {now}. Choose another directory."
                 )
 
+    def check_same_order(self, cache: str) -> None:
+        """Checks that a run that has begun here goes on in the order of posters that it has.
+
+        Args:
+            cache: `none`, a stream, has an order of its own; all others have one.
+
+        Raises:
+            config.UsageError: it would not.
+        """
+        before = self.read_config()[1]["cache"] if self.has_begun() else cache
+        if before != cache and "none" in (before, cache):
+            raise config_lib.UsageError(
+                f"--run_dir={self.path}: with --cache={cache} posters would come in another order "
+                f"than with --cache={before}, with which the run began. Give that one."
+            )
+
     @contextlib.contextmanager
     def held(self):
         """Keeps other trainers out of the directory, which is removed if nothing came into it.
@@ -199,21 +213,6 @@ class RunDirectory:
             if is_new:
                 stack.callback(_remove_if_empty, self.path)
             yield
-
-    def new_cache(self, worker: int) -> pathlib.Path:
-        """Returns an empty folder for decoded posters or features, gone when the process ends.
-
-        tf.data refuses to go on with a cache that was not completed, so what a killed
-        process left is removed.
-
-        Args:
-            worker: which of the run's workers keeps it: each has one of its own.
-        """
-        directory = self.path / "cache" / str(worker)
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        atexit.register(_remove_cache, directory)
-        return directory
 
     def read_metrics(self) -> pd.DataFrame:
         """Returns the records of `metrics.jsonl`, oldest first, a row each.
@@ -298,11 +297,6 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             f"{path} could not be written: {error.strerror}. Make room, and give the same command "
             "again to go on."
         ) from error
-
-
-def _remove_cache(directory: pathlib.Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    _remove_if_empty(directory.parent)  # Other workers may still have theirs.
 
 
 def _remove_if_empty(directory: pathlib.Path) -> None:

@@ -11,15 +11,16 @@ _SECONDS_BETWEEN_LINES = 30
 class Progress:
     """Images a second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, name: str, num_steps: int, done: int = 0):
+    def __init__(self, name: str, num_steps: int, done: int = 0, unit: str = "step"):
         """Begins to count.
 
         Args:
             name: of what is going on.
             num_steps: how many steps it has.
             done: how many of them an interrupted run has done.
+            unit: what they are called.
         """
-        self._name = name
+        self._name, self._unit = name, unit
         self._num_steps = num_steps - done
         self._done = done
         self._steps = self._images = 0
@@ -28,7 +29,7 @@ class Progress:
             total=num_steps,
             initial=done,
             desc=name,
-            unit="step",
+            unit=unit,
             leave=False,
             disable=not sys.stderr.isatty(),
         )
@@ -51,7 +52,7 @@ class Progress:
             self._last_line = now
             left = (self._num_steps - self._steps) * (now - self._start) / self._steps
             steps, of = self._done + self._steps, self._done + self._num_steps
-            print(f"{self._name}: step {steps}/{of}, {rate}, {left:.0f} s left")
+            print(f"{self._name}: {self._unit} {steps}/{of}, {rate}, {left:.0f} s left")
             sys.stdout.flush()
 
     @property
