@@ -23,7 +23,7 @@ from tests.runs import (
     wait_for,
 )
 from trainer import config
-from trainer.data import pipeline, splits
+from trainer.data import splits, stream
 from trainer.run import checkpoints
 
 # All that is random or grows with the steps. An epoch has 6 steps.
@@ -31,6 +31,7 @@ SETTINGS = {
     "deterministic": True,
     "epochs": 3,
     "augment": "flip,crop,color,erase",
+    "augment_on": "device",
     "randaugment": 5.0,
     "mixup": 0.2,
     "cutmix": 1.0,
@@ -52,15 +53,16 @@ def whole(data_dir, tmp_path_factory):
 
 def test_a_killed_run_goes_on_bit_for_bit(data_dir, tmp_path, whole, capsys):
     """Killed between two checkpoints, and while one is written; then another cache is used."""
+    disk = {"cache_dir": str(tmp_path / "rows")}
     with killed_after(5):
         conftest.train(data_dir, tmp_path, **SETTINGS, steps_per_call=1)
     assert steps(tmp_path) == [4]
     incomplete = tmp_path / "checkpoints" / ".incomplete-00000008"
     shutil.copytree(tmp_path / "checkpoints" / "00000004", incomplete)
     with killed_after(14):
-        conftest.train(data_dir, tmp_path, **SETTINGS, cache="disk", steps_per_call=1)
+        conftest.train(*(data_dir, tmp_path), **SETTINGS, **disk, cache="disk", steps_per_call=1)
     assert not incomplete.exists()
-    assert conftest.train(data_dir, tmp_path, **SETTINGS, cache="encoded", steps_per_call=3)
+    assert conftest.train(data_dir, tmp_path, **SETTINGS, cache="device", steps_per_call=3)
     printed = capsys.readouterr().out
     assert "Going on after step 4 of 18" in printed and "Going on after step 12 of 18" in printed
     assert_same_run(whole, tmp_path)
@@ -83,7 +85,7 @@ def test_a_stopped_run_goes_on_and_has_each_epoch_once(data_dir, tmp_path, whole
 def loss_of(model, data_dir):
     """Returns the cross-entropy of the test split, by NumPy."""
     split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
-    batches = pipeline.eval_batches(pipeline.PipelineSpec(split, image_size=32, batch_size=10))
+    batches = stream.eval_batches(split, image_size=32, batch_size=10)
     (batch,) = batches.take(1).as_numpy_iterator()
     p = 1 / (1 + np.exp(-model(batch["image"], training=False).numpy().astype(np.float64)))
     return -np.mean(np.log(np.where(batch["genres"] > 0, p, 1 - p)))

@@ -1,7 +1,9 @@
 """Rows are what one pass through the records gives, in an order of (seed, epoch), anywhere."""
 
 import dataclasses
+import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_an_epoch_is_a_permutation_of_its_own_less_a_remainder_of_its_own(monkey
     monkeypatch.setattr(order, "_LARGEST_TENSOR", largest)
     found = numbers_of(50, 8, 12)
     assert [step for step, _ in found] == list(range(12))
-    first, second = (sum((numbers for _, numbers in found[i : i + 6]), []) for i in (0, 6))
+    first, second = (np.concatenate([n for _, n in found[i : i + 6]]).tolist() for i in (0, 6))
     assert len(set(first)) == len(set(second)) == 48
     assert set(first) | set(second) <= set(range(50))
     assert first != second and set(first) != set(second)
@@ -173,7 +175,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(train, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(config.UsageError, match="could not be written .* Make room"):
+        with pytest.raises(config.UsageError, match=r"could not be written .* Make room"):
             rows_lib.on_disk(rows_lib.decode(train, 32), 54, tmp_path, about)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -238,10 +240,33 @@ def test_auto_takes_the_first_place_with_room(settings, monkeypatch):
     found = choose(1999, 1999)
     assert found.name == "none" and "no room in memory or on disk" in found.reason
     assert choose(0, 0, cache="disk") == ("disk", "as --cache=disk says")
-    with pytest.raises(config.UsageError, match="--cache=memory: .* do not fit"):
+    with pytest.raises(config.UsageError, match=r"--cache=memory: .* do not fit"):
         choose(999, 0, cache="memory")
 
 
 def test_a_split_smaller_than_a_batch_is_refused(settings):
     with pytest.raises(config.UsageError, match="Give --batch_size=27 or less"):
         open_inputs(settings, batch_size=32, accumulate_steps=2)
+
+
+@pytest.mark.parametrize("name", ["train", "train[10%:85%]", "train+test"])
+def test_base_rates_are_the_genres_shares(train, name):
+    part = splits.Split(train.builder, name)
+    labels = part.read_labels()
+    np.testing.assert_allclose(part.base_rates, labels.mean(axis=0))
+    assert part.num_examples == len(labels)
+
+
+def test_a_split_whose_genres_the_build_has_counted_is_not_read(train, tmp_path):
+    shutil.copytree(train.builder.data_path, tmp_path / train.builder.info.full_name)
+    copy = splits.open_split("poster_tfds/synthetic", str(tmp_path), "train")
+    expected = copy.read_labels().sum(axis=0)
+    for piece in copy.pieces():
+        os.unlink(piece.path)
+    np.testing.assert_array_equal(splits.Split(copy.builder, "train").genre_counts, expected)
+
+
+def test_an_unknown_split_is_refused_by_name(train):
+    said = r"no split 'dev'; it has (train, test|test, train)"
+    with pytest.raises(config.UsageError, match=said):
+        splits.Split(train.builder, "dev")

@@ -11,7 +11,7 @@ from tests import conftest, with_tiny_model
 from tests.runs import steps as saved_steps
 from trainer import config, flops, learner, runtime, steps
 from trainer.benchmark import peers
-from trainer.data import run_data
+from trainer import run_data
 from trainer.models import layers, optimizer as optimizer_lib, registry
 from trainer.reports import run_log, scores, tables
 from trainer.reports.answers import Answers

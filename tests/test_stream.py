@@ -49,7 +49,7 @@ def test_workers_have_shards_of_their_own(train, rows):
     posters = [set(posters_of(of_worker)) for of_worker in found]
     assert len(posters[0]) == len(posters[1]) == 24 and not posters[0] & posters[1]
     assert posters[0] | posters[1] <= {image.tobytes() for image in rows.values}
-    with pytest.raises(config.UsageError, match="16 shards.*3 workers. Take 2, 4, 8, 16 of them"):
+    with pytest.raises(config.UsageError, match=r"16 shards.*3 workers\. Take 2, 4, 8, 16 of them"):
         stream.steps_per_epoch(train, 15, 3)
 
 

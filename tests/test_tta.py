@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from export import saved_model
 from trainer import config
-from trainer.data import pipeline, run_data, splits, test_time
+from trainer.data import pipeline, splits, test_time
 from trainer.reports import evaluated, page, report
 from trainer.run import checkpoints, directory
 
@@ -17,7 +17,7 @@ def posters(run_dir, data_dir):
     """JPEGs of the test split, their pixels and the run's model."""
     settings, _ = directory.RunDirectory(run_dir).read_config()
     split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
-    pixels = pipeline.first_posters(run_data.make_spec(settings, split), split.num_examples)
+    pixels = pipeline.first_posters(split, settings.image_size, split.num_examples)
     jpegs = [example["image"] for example in split.read().as_numpy_iterator()]
     model, _ = checkpoints.restore_model(run_dir)
     return jpegs, pixels, model
