@@ -10,7 +10,6 @@ another checkout of the project beside this one:
 """
 
 import contextlib
-import importlib.util
 import json
 import pathlib
 import sys
@@ -35,8 +34,7 @@ _SETTINGS = (
     "cutmix",
     "jit_compile",
 )
-_COMPARISONS = ("tutorial", "opencv", "keras_fit", "pytorch")
-_NEEDS = {"opencv": ("cv2", "opencv-python-headless"), "pytorch": ("torch", "torch")}
+_COMPARISONS = ("tutorial", "keras_fit")
 _TURNS = 3
 # What each stage cannot exceed.
 _CEILINGS = {
@@ -69,9 +67,6 @@ def main(arguments: list[str]) -> None:
     for name in _COMPARE.value:
         if name not in _COMPARISONS:
             sys.exit(f"--compare={name}: choose from {', '.join(_COMPARISONS)}.")
-        module, package = _NEEDS.get(name, ("keras", ""))
-        if importlib.util.find_spec(module) is None:
-            sys.exit(f"--compare={name}: install it with `pip install {package}`.")
     if _CHECKOUT.value:
         compare_checkouts(pathlib.Path(_CHECKOUT.value))
         return
@@ -122,9 +117,7 @@ def measure(config: config_lib.Config) -> None:
     num_genres = len(split.genres)
     create = {
         "tutorial": ("tutorial_loop", peers.tutorial_loop, (config,)),
-        "opencv": ("opencv", peers.opencv, (config,)),
         "keras_fit": ("keras_fit", peers.keras_fit, (config, num_genres)),
-        "pytorch": ("pytorch", peers.pytorch, (config, num_genres, precision)),
     }
     with contextlib.ExitStack() as stack:
         training = stages_lib.training_stages(split, config, precision)

@@ -5,7 +5,6 @@ takes its turns when it is asked to.
 """
 
 import concurrent.futures
-import functools
 import io
 import itertools
 import multiprocessing
@@ -21,7 +20,6 @@ from trainer.benchmark import stages, turns
 from trainer.data import splits
 from trainer.models import layers, registry
 
-_BATCH = 64
 _POSTERS = 1024  # Enough that they do not stay in the processor's caches.
 _WARM_UP = 2
 
@@ -30,12 +28,7 @@ class Peer:
     """A peer in a process of its own."""
 
     def __init__(self, create, *arguments):
-        """Starts the process.
-
-        Args:
-            create: one of the functions below.
-            *arguments: its arguments.
-        """
+        """Starts the process, with what one of the functions below returns."""
         self._process = concurrent.futures.ProcessPoolExecutor(
             1,
             multiprocessing.get_context("spawn"),
@@ -50,7 +43,6 @@ class Peer:
         self._process.shutdown()
 
     def take_turn(self, seconds: float) -> turns.Turn:
-        """Lets the peer run for some seconds."""
         return self._process.submit(_take_turn, seconds).result()
 
     def peak_memory(self) -> int:
@@ -85,25 +77,6 @@ def tutorial_loop(config: config_lib.Config) -> stages.Stage:
         return turns.Turn(images, end - start, cpu_end - cpu_start)
 
     return take_turn
-
-
-def opencv(config: config_lib.Config) -> stages.Stage:
-    """Decodes and resizes with OpenCV on two threads, into batches of uint8."""
-    import cv2
-
-    cv2.setNumThreads(1)  # The two threads are the pool's.
-    pool = concurrent.futures.ThreadPoolExecutor(2)
-    posters = itertools.cycle([np.frombuffer(p, np.uint8) for p in _read_posters(config)])
-    size = (config.image_size, config.image_size)
-
-    def load(poster: np.ndarray) -> np.ndarray:
-        image = cv2.imdecode(poster, cv2.IMREAD_COLOR_RGB)
-        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-
-    def step() -> int:
-        return len(np.stack(list(pool.map(load, itertools.islice(posters, _BATCH)))))
-
-    return functools.partial(turns.take_turn, step)
 
 
 def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
@@ -156,43 +129,6 @@ def with_stock_layers(model: keras.Sequential) -> keras.Sequential:
         return stock.get(type(layer), type(layer)).from_config(settings)
 
     return keras.models.clone_model(model, clone_function=clone)
-
-
-def pytorch(config: config_lib.Config, num_genres: int, precision: str) -> stages.Stage:
-    """Trains the reference CNN with PyTorch, channels last, in our precision (no float16)."""
-    import torch
-    from torch import nn
-
-    channels, side, blocks = 3, config.image_size, []
-    for filters, dropout in ((16, 0.3), (32, 0.3), (64, 0.4), (128, 0.5)):
-        blocks += [nn.Conv2d(channels, filters, 3), nn.ReLU(), nn.BatchNorm2d(filters, 1e-3, 0.01)]
-        blocks += [nn.MaxPool2d(2), nn.Dropout(dropout)]
-        channels, side = filters, (side - 2) // 2
-    width = channels * side**2
-    blocks.append(nn.Flatten())
-    for _ in range(2):
-        blocks += [nn.Linear(width, 128), nn.ReLU(), nn.BatchNorm1d(128, 1e-3, 0.01)]
-        blocks.append(nn.Dropout(0.5))
-        width = 128
-    model = nn.Sequential(*blocks, nn.Linear(width, num_genres))
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
-    batch = stages.resident_batch(config.image_size, config.batch_size, num_genres)
-    image = torch.from_numpy(batch["image"].numpy()).permute(0, 3, 1, 2)
-    genres = torch.from_numpy(batch["genres"].numpy())
-    bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
-
-    def step() -> int:
-        optimizer.zero_grad()
-        with bfloat16:
-            logits = model(image / 255)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), genres)
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        return config.batch_size
-
-    return functools.partial(turns.take_turn, step)
 
 
 def _read_posters(config: config_lib.Config) -> list[bytes]:
