@@ -31,12 +31,11 @@ class Sweep(NamedTuple):
     """What a range test has seen, step by step."""
 
     rates: np.ndarray  # [S], rising.
-    losses: np.ndarray  # [S], of the batch before it was learned from.
+    losses: np.ndarray  # [S], binary cross-entropy of the batch before it was learned from.
     smoothed: np.ndarray  # [S], their running mean.
 
     @property
     def lowest(self) -> int:
-        """The step with the lowest smoothed loss."""
         return int(np.nanargmin(self.smoothed))
 
     @property
@@ -52,10 +51,6 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
 
     The model, its first weights, the batches and their changes are those of a run with these
     settings. The schedule and the average of the weights are left out.
-
-    Args:
-        config: the settings.
-        rates: in rising order.
 
     Raises:
         config.UsageError: the settings cannot be used, or the loss does not fall at any rate.
@@ -79,12 +74,11 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     keras.utils.set_random_seed(config.seed + 1)  # As in a run.
     learner = learner_lib.create_learner(config, data, devices)
     learner_lib.initialize(learner, config, data.train.genres, config.init_from)
-    loss = losses_lib.make_loss(config, data.train.base_rates)
     train_step = steps.make_train_step(
         learner.trained,
         learner.optimizer,
         devices.strategy,
-        loss,
+        losses_lib.make_loss(config, data.train.base_rates),
         computation=steps.Computation(config.jit_compile, config.accumulate_steps),
         augment=run_data.make_train_spec(config, data.train).change_batch,
     )
@@ -97,11 +91,10 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
         with progress_lib.Progress("learning rates", len(rates)) as progress:
             for rate in rates:
                 learner.optimizer.learning_rate = rate
-                labels, logits = steps.collect([train_step(batches)])
-                losses.append(float(np.mean(loss(labels, logits))))
+                losses.append(float(train_step(batches)["loss"][0]))
                 mean = _MOMENTUM * mean + (1 - _MOMENTUM) * losses[-1]
                 smoothed.append(mean / (1 - _MOMENTUM ** len(losses)))
-                progress.update(len(labels))
+                progress.update(config.examples_per_step)
                 if not smoothed[-1] <= _DIVERGED * min(smoothed):  # Neither if it is not a number.
                     break
     found = Sweep(np.array(rates[: len(losses)]), np.array(losses), np.array(smoothed))

@@ -24,7 +24,6 @@ _SETTINGS = (
     "data_dir",
     "train_split",
     "image_size",
-    "resize",
     "batch_size",
     "precision",
     "augment",
@@ -51,9 +50,6 @@ config_lib.define_flags(_SETTINGS)
 _SECONDS = flags.DEFINE_float("seconds", 9, "How long to measure each stage.", lower_bound=0)
 _COMPARE = flags.DEFINE_list(
     "compare", [], f"What to measure beside it, of: {', '.join(_COMPARISONS)}."
-)
-_SCORED_POSTERS = flags.DEFINE_integer(
-    "scored_posters", 1_000_000, "Answers of an epoch whose scores are timed.", lower_bound=1
 )
 _CHECKOUT = flags.DEFINE_string(
     "checkout", None, "Root of another checkout: measure both in turns, a process each."
@@ -147,15 +143,13 @@ def measure(config: config_lib.Config) -> None:
     device = tf.config.list_logical_devices()[-1].device_type
     cores = machine.num_cores()
     peak = turns.peak_memory()
-    scored = stages_lib.score_epoch(_SCORED_POSTERS.value, num_genres)
     print(
         f"{split.builder.info.full_name} on {device}, {cores} cores, {precision}, batches of "
         f"{config.batch_size}\n\n{format_table(figures, limit)}\n\n"
         f"A matrix product of {flops / 1e9:.0f} GFLOP/s would train {limit:.1f} img/s.\n"
         f"Peak memory: {peak / 1e9:.2f} GB in all; "
         + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items())
-        + f"\nScores of {scored['posters']:,} posters: {scored['seconds']:.2f} s and "
-        f"{scored['peak_memory_bytes'] / 1e9:.2f} GB with what is kept\n\n{explain(figures)}"
+        + f"\n\n{explain(figures)}"
     )
     if _JSON.value:
         content = {
@@ -167,7 +161,6 @@ def measure(config: config_lib.Config) -> None:
             "matmul_flops": flops,
             "step_limit_images_per_second": limit,
             "stages": figures,
-            "scores": scored,
         }
         directory.write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")
 

@@ -3,22 +3,18 @@
 import functools
 import math
 import time
-import tracemalloc
 from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib, runtime, steps
 from trainer.benchmark import turns
 from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
 from trainer.models import optimizer as optimizer_lib, registry
-from trainer.reports import answers
 
 Stage = Callable[[float], turns.Turn]
 _COUNTED = 64  # Examples counted at a time in the stages before batching.
-_POSTERS_DRAWN = 1 << 14  # At a time, to be scored.
 _MATMUL_SIZE = 4096
 
 
@@ -75,10 +71,11 @@ def training_stages(
     fed_step = make_train_step(augment=run_data.make_train_spec(config, split).change_batch)
 
     def fed_by(batches, train_step=fed_step) -> Stage:
-        # Reading a result back waits for the device.
-        return functools.partial(
-            turns.take_turn, lambda: len(train_step(batches)["logits"].numpy())
-        )
+        def step() -> int:
+            train_step(batches)["loss"].numpy()  # Waits for the device.
+            return config.batch_size
+
+        return functools.partial(turns.take_turn, step)
 
     batch = resident_batch(config.image_size, config.batch_size, num_genres)
     cold = _train_batches(split, config, "none")
@@ -123,31 +120,6 @@ def matmul_flops(precision: str, seconds: float) -> float:
         product().numpy()
         best = min(best, time.perf_counter() - start)
     return 2 * _MATMUL_SIZE**3 / best
-
-
-def score_epoch(num_posters: int, num_genres: int) -> dict[str, float]:
-    """Measures what it takes to gather and score an epoch's answers, here drawn at random.
-
-    Returns:
-        `posters`, `seconds`, and `peak_memory_bytes`, with the answers where they are kept.
-    """
-    rng = np.random.default_rng(0)
-    tracemalloc.start()  # It knows of NumPy's arrays.
-    gathered = answers.gather(num_posters, np.full(num_genres, 0.1))
-    seconds = 0.0
-    for first in range(0, num_posters, _POSTERS_DRAWN):
-        shape = (min(_POSTERS_DRAWN, num_posters - first), num_genres)
-        labels = (rng.random(shape, np.float32) < 0.1).astype(np.float32)  # Two or three genres.
-        logits = rng.standard_normal(shape, np.float32)
-        start = time.perf_counter()
-        gathered.add(labels, logits)
-        seconds += time.perf_counter() - start
-    start = time.perf_counter()
-    gathered.compute_metrics()
-    seconds += time.perf_counter() - start
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return {"posters": num_posters, "seconds": seconds, "peak_memory_bytes": peak}
 
 
 def _train_batches(split: splits.Split, config: config_lib.Config, cache: str) -> tf.data.Dataset:

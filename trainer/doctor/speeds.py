@@ -91,9 +91,8 @@ def recommend(speeds: dict[str, float], precision: str, num_gpus: int) -> tuple[
     """
     if speeds["float32"] > _WORTH_A_FLAG * speeds[precision]:
         return ("--precision=float32",)
-    if speeds["XLA"] > _WORTH_A_FLAG * speeds[precision]:
-        # What XLA compiles cannot share statistics between replicas.
-        return ("--jit_compile", "--batch_norm=local") if num_gpus > 1 else ("--jit_compile",)
+    if speeds["XLA"] > _WORTH_A_FLAG * speeds[precision] and num_gpus < 2:
+        return ("--jit_compile",)  # It is for one replica.
     return ()
 
 
