@@ -14,7 +14,7 @@ from export import clients, loading, saved_model
 from tests import conftest
 from tests.test_preprocessing import make_jpeg
 from trainer import config, steps
-from trainer.data import pipeline, run_data, splits
+from trainer.data import pipeline, splits, stream
 from trainer.decisions import decision
 from trainer.run import checkpoints, directory
 
@@ -37,14 +37,15 @@ def evaluated(run_dir, data_dir):
     split = splits.open_split(settings.dataset, str(data_dir), "test")
     model, _ = checkpoints.restore_model(run_dir)
     assert model.compute_dtype == "float32"
-    spec = run_data.make_spec(settings, split)
     eval_step = steps.make_eval_step(model, tf.distribute.get_strategy())
-    batches = iter(pipeline.eval_batches(spec))
-    answers = [eval_step(batches) for _ in range(spec.batching.steps_per_epoch)]
+    size = settings.image_size
+    batches = iter(stream.eval_batches(split, size, settings.batch_size))
+    num_steps = pipeline.num_eval_steps(split.num_examples, settings.batch_size)
+    answers = [eval_step(batches) for _ in range(num_steps)]
     _, logits = steps.collect(answers)
     jpegs = [example["image"] for example in split.read().as_numpy_iterator()]
     assert len(jpegs) == len(logits) == conftest.NUM_TEST
-    return jpegs, pipeline.first_posters(spec, len(jpegs)), logits
+    return jpegs, pipeline.first_posters(split, size, len(jpegs)), logits
 
 
 def test_every_signature_answers_as_the_model_does(run_dir, version, evaluated):

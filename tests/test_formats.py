@@ -45,8 +45,7 @@ def answered(run_dir, data_dir):
     """The test split's pixels and labels, and the scores of the run's own model."""
     split = splits.open_split("poster_tfds/synthetic", str(data_dir), "test")
     model, facts = checkpoints.restore_model(run_dir)
-    spec = pipeline.PipelineSpec(split, facts["image_size"], batch_size=32)
-    pixels = pipeline.first_posters(spec, split.num_examples)
+    pixels = pipeline.first_posters(split, facts["image_size"], split.num_examples)
     return pixels, split.read_labels(), tf.sigmoid(model(pixels, training=False)).numpy()
 
 

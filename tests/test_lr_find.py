@@ -10,29 +10,20 @@ import PIL.Image
 import pytest
 
 from tests import conftest
-from tests.test_accumulation import smooth_cnn
 from trainer import config, lr_sweep
-from trainer.data import pipeline, run_data, splits
+from trainer.data import pipeline, rows as rows_lib, splits
 from trainer.models import registry
 
 
 @pytest.fixture
-def settings(data_dir, monkeypatch):
-    monkeypatch.setitem(registry.MODELS, "smooth_cnn", smooth_cnn)
-    return {
-        "dataset": "poster_tfds/synthetic",
-        "data_dir": str(data_dir),
-        "model": "smooth_cnn",
-        "image_size": 32,
-        "precision": "float32",
-        "cache": "none",
-    }
+def settings(data_dir):
+    return {**conftest.SETTINGS, "data_dir": str(data_dir), "model": "smooth_cnn"}
 
 
 def test_losses_are_those_of_stock_keras_whose_rate_rises(settings):
     """Whatever schedule and average the run will have."""
     rates = np.geomspace(1e-4, 1e-2, 25)
-    schedule = {"learning_rate_schedule": "cosine", "unfreeze_epochs": 3.0, "weight_average": 0.9}
+    schedule = {"learning_rate_schedule": "cosine", "weight_average": 0.9}
     found = lr_sweep.sweep(config.Config(**settings, **schedule), rates.tolist())
     plain = config.Config(**settings)
     keras.utils.set_random_seed(plain.seed + 1)
@@ -40,7 +31,8 @@ def test_losses_are_those_of_stock_keras_whose_rate_rises(settings):
     model = registry.create_model(plain, len(split.genres), "float32")
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-4), loss=loss)
-    batches = pipeline.train_batches(run_data.make_train_spec(plain, split))
+    rows = rows_lib.in_memory(rows_lib.decode(split, 32), split.num_examples)
+    batches = rows_lib.train_batches(rows, pipeline.TrainSpec(32, plain.batch_size, plain.seed))
     expected = []
     for rate, batch in zip(rates, batches.as_numpy_iterator(), strict=False):
         model.optimizer.learning_rate = rate
@@ -67,25 +59,19 @@ def test_a_loss_that_only_rises_is_said_to(settings):
         lr_sweep.sweep(config.Config(**settings), [1e3, 1e4, 1e5])
 
 
-def test_a_head_is_swept_on_features(data_dir):
-    chosen = config.Config(
-        "poster_tfds/synthetic",
-        str(data_dir),
-        model="efficientnet_lite0",
-        image_size=32,
-        freeze="backbone",
-        head_units=8,
-        augment="flip",
-    )
+def test_a_head_is_swept_on_features(settings):
+    head = {"model": "tiny_backbone", "freeze": "backbone", "head_units": 8, "augment": "flip"}
+    chosen = config.Config(**{**settings, **head})
     found = lr_sweep.sweep(chosen, np.geomspace(1e-3, 10, 40).tolist())
     assert found.smoothed[found.lowest] < 0.95 * found.losses[0]
 
 
+@pytest.mark.slow
 def test_the_command_proposes_a_rate_and_leaves_a_picture_alone(data_dir, tmp_path):
     result = conftest.run(
         *(sys.executable, "-m", "trainer.lr_find", "--preset=reference", "--image_size=48"),
         *("--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}", "--steps=30"),
-        *("--cache=disk", "--plot=found.png"),
+        "--plot=found.png",
         cwd=tmp_path,
         PYTHONPATH=str(conftest.PROJECT),
     )

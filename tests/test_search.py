@@ -206,6 +206,7 @@ def command(data_dir, search_dir, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_search_stopped_within_a_trial_goes_on_and_ends_with_the_best(data_dir, tmp_path):
     search_dir = tmp_path / "search"
     arguments = command(data_dir, search_dir, "--epochs=2", "--max_trials=3", "--minutes=10")
@@ -251,6 +252,7 @@ def test_a_search_stopped_within_a_trial_goes_on_and_ends_with_the_best(data_dir
     assert "test_split" not in flags  # The default one.
 
 
+@pytest.mark.slow
 def test_a_first_trial_that_fails_ends_the_search_with_what_it_said(data_dir, tmp_path):
     search = conftest.run(*command(data_dir, tmp_path, "--image_size=32"), check=False)
     assert search.returncode == 1
@@ -259,6 +261,7 @@ def test_a_first_trial_that_fails_ends_the_search_with_what_it_said(data_dir, tm
     assert "Traceback" not in search.stderr
 
 
+@pytest.mark.slow
 def test_a_trial_fails_whose_loss_is_not_finite(data_dir, tmp_path):
     search = make_search()
     flags = [*SMALL, f"--data_dir={data_dir}", "--learning_rate=1e30", "--epochs=9"]
@@ -276,6 +279,7 @@ def test_a_trials_minutes_are_also_those_of_the_head_that_it_trained_first(tmp_p
     assert trial.minutes == pytest.approx(25)
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_by_its_patience_is_complete(data_dir, tmp_path):
     """Nothing is learned at this rate; normalization's moving statistics are all that changes."""
     splits_of_train = ("--train_split=train[:80%]", "--validation_split=train[80%:]")

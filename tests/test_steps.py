@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from tests import conftest, with_tiny_model
 from tests.runs import steps as saved_steps
-from trainer import config, flops, learner, runtime, steps
+from trainer import config, flops, learner, run_data, runtime, steps
 from trainer.benchmark import peers
-from trainer import run_data
 from trainer.models import layers, optimizer as optimizer_lib, registry
 from trainer.reports import run_log, scores, tables
 from trainer.reports.answers import Answers

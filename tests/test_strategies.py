@@ -113,7 +113,9 @@ def test_a_worker_that_is_killed_ends_the_others_and_all_go_on_bit_for_bit(data_
         "mixup": 0.2,
         "checkpoint_every_steps": 2,
     }
-    workers, _ = start_workers(2, data_dir, tmp_path / "whole", **settings, cache="disk", cache_dir=tmp_path)
+    workers, _ = start_workers(
+        2, data_dir, tmp_path / "whole", **settings, cache="disk", cache_dir=tmp_path
+    )
     for worker in workers:
         finish(worker)
     killed = tmp_path / "killed"

@@ -4,7 +4,6 @@ Section 3.3 of https://arxiv.org/abs/1506.01186 (Smith, Cyclical Learning Rates,
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,6 @@ from trainer import (
 )
 from trainer.data import run_data
 from trainer.models import losses as losses_lib
-from trainer.run import directory
 
 _MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.
 _DIVERGED = 4.0  # How many times its lowest value it may reach.
@@ -74,19 +72,18 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
     keras.utils.set_random_seed(config.seed + 1)  # As in a run.
     learner = learner_lib.create_learner(config, data, devices)
     learner_lib.initialize(learner, config, data.train.genres, config.init_from)
-    train_step = steps.make_train_step(
-        learner.trained,
-        learner.optimizer,
-        devices.strategy,
-        losses_lib.make_loss(config, data.train.base_rates),
-        computation=steps.Computation(config.jit_compile, config.accumulate_steps),
-        augment=run_data.make_train_spec(config, data.train).change_batch,
-    )
     losses, smoothed = [], []
     mean = 0.0
-    with tempfile.TemporaryDirectory() as folder, data.train.damage_named():
-        run = directory.RunDirectory(folder)
-        inputs = run_data.open_inputs(config, data, run, learner.model, devices.strategy)
+    with data.train.damage_named():
+        inputs = run_data.open_inputs(config, data, learner.model, devices.strategy)
+        train_step = steps.make_train_step(
+            learner.trained,
+            learner.optimizer,
+            devices.strategy,
+            losses_lib.make_loss(config, data.train.base_rates),
+            computation=steps.Computation(config.jit_compile, config.accumulate_steps),
+            augment=inputs.augment,
+        )
         batches = iter(devices.strategy.distribute_datasets_from_function(inputs.train))
         with progress_lib.Progress("learning rates", len(rates)) as progress:
             for rate in rates:

@@ -41,6 +41,7 @@ _CEILINGS = {
     "decode": "parse",
     "resize": "decode",
     "cold_pipeline": "resize",
+    "fill_rows": "resize",
     "step_fed_cold": "step_resident",
     "step_fed_warm": "step_resident",
 }
@@ -213,8 +214,8 @@ def explain(figures: dict[str, dict[str, float]]) -> str:
     if of_resident("step_fed_cold") < _KEEPS_UP:
         return (
             f"Cold input holds the step up; most of its time is {dearest} "
-            f"({added_cost(dearest):.2f} CPU ms a poster). --cache=decoded does it once, and "
-            "--cache=disk does where memory is short."
+            f"({added_cost(dearest):.2f} CPU ms a poster). --cache=memory does it once, and "
+            "--cache=disk once for many runs."
         )
     return (
         "The training step is the bottleneck, not the input. A --precision that the device "

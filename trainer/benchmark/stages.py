@@ -1,16 +1,16 @@
 """The trainer's own stages: each a function that takes a turn of some seconds."""
 
+import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from trainer import config as config_lib, runtime, steps
+from trainer import config as config_lib, run_data, steps
 from trainer.benchmark import turns
-from trainer.data import batching, caching, pipeline, preprocessing, run_data, splits
+from trainer.data import pipeline, preprocessing, rows as rows_lib, splits, stream
 from trainer.models import optimizer as optimizer_lib, registry
 
 Stage = Callable[[float], turns.Turn]
@@ -23,7 +23,7 @@ def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str,
 
     Only `cold_pipeline` copies posters into batches; the others count them.
     """
-    threads = runtime.num_pipeline_threads()
+    threads = pipeline.num_threads(split)
     examples = split.read()
     records = tf.data.TFRecordDataset(
         [str(path) for path in split.builder.info.splits[split.name].filepaths],
@@ -44,10 +44,11 @@ def pipeline_stages(split: splits.Split, config: config_lib.Config) -> dict[str,
         "resize": resized.map(tf.size),
     }
     stages = {
-        name: _consume(batching.finish(dataset.repeat().batch(_COUNTED)))
+        name: _consume(pipeline.finish(dataset.repeat().batch(_COUNTED), split))
         for name, dataset in counted.items()
     }
-    stages["cold_pipeline"] = _consume(_train_batches(split, config, "none"))
+    stages["cold_pipeline"] = _consume(_stream(split, config))
+    stages["fill_rows"] = _consume(rows_lib.decoded(split, config.image_size).repeat())
     return stages
 
 
@@ -68,7 +69,8 @@ def training_stages(
     )
     # A resident batch is trained on as it is.
     resident_step = make_train_step()
-    fed_step = make_train_step(augment=run_data.make_train_spec(config, split).change_batch)
+    spec = run_data.make_spec(config, run_data.Cache("memory", ""))
+    fed_step = make_train_step(augment=spec.augment_batch)
 
     def fed_by(batches, train_step=fed_step) -> Stage:
         def step() -> int:
@@ -78,24 +80,16 @@ def training_stages(
         return functools.partial(turns.take_turn, step)
 
     batch = resident_batch(config.image_size, config.batch_size, num_genres)
-    cold = _train_batches(split, config, "none")
-    cache = caching.choose_cache("auto", split, config.image_size)
-    warm = iter(_train_batches(split, config, cache.name))
-
-    @functools.cache
-    def pass_an_epoch():
-        for _ in range(math.ceil(split.num_examples / config.batch_size)):
-            next(warm)
-
-    def warm_pipeline(seconds: float) -> turns.Turn:
-        if cache.name != "none":  # What is not kept is never warm.
-            pass_an_epoch()
-        return turns.take_turn(lambda: _size(next(warm)), seconds)
+    rows = rows_lib.in_memory(rows_lib.decode(split, config.image_size), split.num_examples)
+    warm = iter(rows_lib.train_batches(rows, spec))
+    on_device = dataclasses.replace(spec, rows_on_device=True, augment_on_device=True)
+    numbers = rows_lib.train_batches(rows, on_device)
 
     return {
         "step_resident": fed_by(iter(tf.data.Dataset.from_tensors(batch).repeat()), resident_step),
-        "warm_pipeline": warm_pipeline,
-        "step_fed_cold": fed_by(iter(cold)),
+        "row_numbers": _consume(numbers),
+        "warm_pipeline": functools.partial(turns.take_turn, lambda: _size(next(warm))),
+        "step_fed_cold": fed_by(iter(_stream(split, config))),
         "step_fed_warm": fed_by(warm),
     }
 
@@ -122,8 +116,9 @@ def matmul_flops(precision: str, seconds: float) -> float:
     return 2 * _MATMUL_SIZE**3 / best
 
 
-def _train_batches(split: splits.Split, config: config_lib.Config, cache: str) -> tf.data.Dataset:
-    return pipeline.train_batches(run_data.make_train_spec(config, split, cache=cache))
+def _stream(split: splits.Split, config: config_lib.Config) -> tf.data.Dataset:
+    spec = run_data.make_spec(config, run_data.Cache("none", ""))
+    return stream.train_batches(split, spec, config.shuffle_buffer)
 
 
 def _consume(dataset: tf.data.Dataset) -> Stage:

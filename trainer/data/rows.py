@@ -52,18 +52,22 @@ def decode(
     Raises:
         config.UsageError: a shard is damaged.
     """
-    examples = pipeline.map_parallel(split.read(), pipeline.loader(split, image_size), split)
-    batches = pipeline.finish(examples.batch(_READ), split)
     title = f"decoding {split.num_examples} posters of {split}"
     with (
         split.damage_named(),
         progress_lib.Progress(title, split.num_examples, unit="poster") as bar,
     ):
-        for batch in batches.as_numpy_iterator():
+        for batch in decoded(split, image_size).as_numpy_iterator():
             yield batch["image"], batch["genres"]
             bar.update(len(batch["image"]), len(batch["image"]))
             if should_stop():
                 return
+
+
+def decoded(split: splits.Split, image_size: int) -> tf.data.Dataset:
+    """Returns one pass over a split in its order, decoded, some posters at a time."""
+    examples = pipeline.map_parallel(split.read(), pipeline.loader(split, image_size), split)
+    return pipeline.finish(examples.batch(_READ), split)
 
 
 def in_memory(parts: Parts, num_examples: int) -> Rows | None:

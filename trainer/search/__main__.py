@@ -108,8 +108,8 @@ def _run_trials(search, search_dir: pathlib.Path, should_stop: Callable[[], bool
         # Checkpoints take most of the room; the test split is nothing to choose by.
         trial_flags = ["--keep_checkpoints=1", *fixed, *_setting_flags(trial.settings)]
         trial_flags += ["--test_split=", "--noreport"]
-        if not search.config.features_dir:  # Heads of all trials begin with the same features.
-            trial_flags.append(f"--features_dir={search_dir / 'features'}")
+        if search.config.cache == "auto" and not search.config.data_service:
+            trial_flags.append("--cache=disk")  # Of all trials the first alone decodes.
         try:
             process.train(search, trial, trial_flags, run_dir, should_stop)
         except process.FailedError as error:

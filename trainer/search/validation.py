@@ -1,7 +1,7 @@
 """What a search judges by: posters that no trial trains on, and that are not kept for the end."""
 
-from trainer import config as config_lib
-from trainer.data import run_data, splits
+from trainer import config as config_lib, run_data
+from trainer.data import splits
 
 _ADVICE = (
     "Keep a part of train to judge by: --train_split='train[:85%]' "
