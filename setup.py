@@ -37,7 +37,6 @@ setuptools.setup(
         "pillow>=11,<13",
         "requests>=2.32,<3",
         "scikit-learn>=1.5,<2",
-        "scipy>=1.13,<2",
         "simplejpeg>=1.8,<2",
         "tabulate>=0.9,<1",
         "tensorboard>=2.20,<3",
