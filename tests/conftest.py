@@ -232,6 +232,14 @@ def version(export_dir):
     return export_dir / "1"
 
 
+@pytest.fixture(scope="session")
+def local_client(version):
+    """What asks the version in this process."""
+    from export import clients
+
+    return clients.LocalClient.of_version(version)
+
+
 @pytest.fixture(params=["rest", "grpc"])
 def wire(request):
     """What serves a model in either protocol."""

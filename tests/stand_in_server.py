@@ -15,6 +15,7 @@ import base64
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -53,15 +54,21 @@ class RefusedError(Exception):
         self.code = code
 
 
+@functools.cache  # Models of one version share it.
+def load(version):
+    """Returns a version in a session, as the server has it, and its signatures."""
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
+    return session, meta_graph.signature_def
+
+
 class Model:
     """A version in a session; refuses so many requests with `code` before it answers."""
 
     def __init__(self, version, busy=0, code=grpc.StatusCode.UNAVAILABLE):
         self.version = int(version.name)
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
-        with self._session.graph.as_default():
-            meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(version))
-        self.signatures = meta_graph.signature_def
+        self._session, self.signatures = load(version)
         self.busy, self.code = busy, code
         self.requests = 0
         self._lock = threading.Lock()

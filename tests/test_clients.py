@@ -31,9 +31,9 @@ def posters_bytes(synthetic_posters):
     return [poster.read_bytes() for poster in posters]
 
 
-def test_a_server_answers_as_the_saved_model_does(version, images, wire):
+def test_a_server_answers_as_the_saved_model_does(version, images, wire, local_client):
     images = [*images[:2], b"junk", *images[2:]]
-    expected = clients.LocalClient.of_version(version).ask(images)
+    expected = local_client.ask(images)
     with wire("posters", stand_in_server.Model(version)) as address:
         answers = clients.connect(address, "posters", 60).ask(images)
     assert [bool(answer.error) for answer in answers] == [False, False, True, False, False, False]
@@ -65,7 +65,7 @@ def test_a_busy_server_is_asked_again(version, images, served, code, monkeypatch
 
 @pytest.mark.slow
 def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered(
-    version, tmp_path, wire, monkeypatch
+    version, tmp_path, wire, monkeypatch, local_client
 ):
     """Sixteen at a time; the server has room for two. gRPC's own retries end at 256 KiB."""
     monkeypatch.setattr(server_client, "_LONGEST_PAUSE", 1)
@@ -79,7 +79,7 @@ def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered
     # As the server is sent it: junk, too, which `ask_all` keeps back.
     images = [poster.read_bytes() for poster in posters]
     requests = [images[i : i + 8] for i in range(0, len(images), 8)]
-    local = clients.LocalClient.of_version(version).ask(images[:20])
+    local = local_client.ask(images[:20])
     settings = tmp_path / "batching.config"
     settings.write_text(
         "max_batch_size { value: 8 }\nbatch_timeout_micros { value: 0 }\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import clients, evidence_files
+from export import evidence_files
 from trainer import config
 from trainer.data import preprocessing
 from trainer.reports import analysis, evidence as evidence_lib
@@ -97,11 +97,10 @@ def test_a_name_is_over_its_map_whatever_it_is_and_none_over_the_poster():
 
 
 def test_the_clients_pictures_are_of_the_runs_own_model(
-    version, run_dir, synthetic_posters, tmp_path
+    version, run_dir, synthetic_posters, tmp_path, local_client
 ):
     """One for each poster, whatever folder it is in."""
-    client = clients.LocalClient.of_version(version)
-    files = evidence_files.EvidenceFiles(tmp_path / "out", client, max_side=0)
+    files = evidence_files.EvidenceFiles(tmp_path / "out", local_client, max_side=0)
     model, facts = checkpoints.restore_model(run_dir)
     shown = [5, 2]
     written = []
@@ -125,7 +124,7 @@ def test_the_clients_pictures_are_of_the_runs_own_model(
     assert np.abs(found - draw(shown)).mean() < 0.1
     assert np.abs(found - draw(shown[::-1])).mean() > 1
     with pytest.raises(config.UsageError, match=r"--explain=.*: File exists\. Give a directory"):
-        evidence_files.EvidenceFiles(poster, client, max_side=0)
+        evidence_files.EvidenceFiles(poster, local_client, max_side=0)
 
 
 def pixels_of(png):

@@ -240,7 +240,9 @@ def test_an_interrupt_does_not_wait_for_a_silent_server(synthetic_posters):
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_path, wire):
+def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(
+    version, tmp_path, wire, local_client
+):
     picture = test_images.PICTURE
     files = {
         "a.png": test_images.encode(picture, "PNG"),
@@ -261,7 +263,7 @@ def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_p
     with wire("posters", stand_in_server.Model(version)) as address:
         for client in (
             clients.connect(address, "posters", 60),
-            clients.LocalClient.of_version(version),
+            local_client,
         ):
             answers = dict(clients.ask_all(client, posters, len(posters), 1))
             assert answers.pop(tmp_path / "z.jpg").error.startswith("the JPEG is damaged inside")
@@ -269,12 +271,11 @@ def test_a_file_of_any_format_is_answered_as_the_stored_poster_is(version, tmp_p
             assert list(answers.values()) == client.ask(stored)
 
 
-def test_larger_posters_are_reduced_as_the_dataset_did(version, tmp_path):
+def test_larger_posters_are_reduced_as_the_dataset_did(version, tmp_path, local_client):
     (tmp_path / "a.jpg").write_bytes(test_images.LARGE)
-    client = clients.LocalClient.of_version(version)
-    ((_, answer),) = clients.ask_all(client, [tmp_path / "a.jpg"], 1, 1, max_side=100)
-    assert [answer] == client.ask([images.as_stored(test_images.LARGE, 100).jpeg])
-    assert [answer] != client.ask([test_images.LARGE])
+    ((_, answer),) = clients.ask_all(local_client, [tmp_path / "a.jpg"], 1, 1, max_side=100)
+    assert [answer] == local_client.ask([images.as_stored(test_images.LARGE, 100).jpeg])
+    assert [answer] != local_client.ask([test_images.LARGE])
 
 
 def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
