@@ -1,7 +1,6 @@
-"""Annotations in every form that people have give the examples of the plain CSV, or one message.
+"""Annotations in every form that people have give the rows of the plain CSV, or one message.
 
-Each form is built for real, from five posters: `a` is Noir, `b` Noir and Heist, `c` Heist, `d`
-nothing and `e` Noir.
+They are of five posters: `a` is Noir, `b` Noir and Heist, `c` Heist, `d` nothing and `e` Noir.
 """
 
 import gzip
@@ -12,13 +11,15 @@ import warnings
 
 import pandas as pd
 import pytest
+from etils import epath
 from PIL import Image
 
-from poster_tfds import faults
+from poster_tfds import faults, image_files, posters as posters_lib, source
+from poster_tfds.poster_tfds_dataset_builder import PosterConfig
 from tests import conftest
 from tests.test_dataset_builder import read_split
 
-CASES = conftest.PROJECT.parent / "shared" / "cases"
+CASES = conftest.REAL_POSTERS.parent / "cases"
 FILES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")
 EXPECTED = {"a": {"Noir"}, "b": {"Noir", "Heist"}, "c": {"Heist"}, "d": set(), "e": {"Noir"}}
 PLAIN = """Id,Genre,Noir,Heist
@@ -167,35 +168,47 @@ def posters(images, tmp_path):
     return tmp_path / "posters"
 
 
-def build(posters, **settings):
-    config = {"name": "mine", "validation_fraction": 0, "test_fraction": 0, **settings}
-    return conftest.build(posters, posters.parent / "data", config, num_shards=1)
+def read(posters):
+    """What is read of a folder: genres, Id -> genres and image, and Id -> what is wrong."""
+    opened = source.PosterSource(epath.Path(posters), PosterConfig(name="mine"))
+    found, wrong = {}, {}
+    for row in opened.rows(*source.SPLITS):
+        if isinstance(row, faults.Fault):
+            wrong[row.poster_id] = row.reason
+            continue
+        assert row.poster_id not in found
+        image = image_files.poster_path(opened.images_dir, row).read_bytes()
+        found[row.poster_id] = ({opened.genres[i] for i in row.genres}, image)
+    return opened.genres, found, wrong
 
 
-def examples(builder):
-    """Id -> (genres, image) of what was built."""
-    data_dir = builder.data_path.parent.parent.parent
-    rows = read_split("poster_tfds/mine", "train", data_dir)
-    found = {poster_id: (set(genres), image) for poster_id, genres, image in rows}
-    assert len(found) == len(rows)
-    return found
-
-
-def assert_expected(builder, posters, ids="abcde", files=FILES, order=None):
-    genres = builder.info.features["genres"].feature.names
+def assert_expected(posters, ids="abcde", files=FILES, order=None):
+    genres, found, wrong = read(posters)
+    assert not wrong
     assert genres == order if order else sorted(genres) == ["Heist", "Noir"]
-    assert examples(builder) == {
+    assert found == {
         poster_id: (EXPECTED[name], (posters / "Images" / file).read_bytes())
         for poster_id, name, file in zip(ids, "abcde", files, strict=True)
     }
 
 
 @pytest.mark.parametrize("form", CSV_FORMS)
-def test_a_csv_of_any_form_gives_the_plain_ones_examples(form, posters):
+def test_a_csv_of_any_form_gives_the_plain_ones_rows(form, posters):
     content = CSV_FORMS[form]
     content = content if isinstance(content, bytes) else content.encode()
     (posters / "train.csv").write_bytes(content)
-    assert_expected(build(posters), posters)
+    assert_expected(posters)
+
+
+@pytest.mark.parametrize("form", ["a database of films", "a row for each genre, in any order"])
+def test_what_is_read_is_built(form, posters, tmp_path):
+    (posters / "train.csv").write_text(CSV_FORMS[form])
+    config = {"name": "mine", "validation_fraction": 0, "test_fraction": 0}
+    conftest.build(posters, tmp_path / "data", config, num_shards=1)
+    rows = read_split("poster_tfds/mine", "train", tmp_path / "data")
+    _, found, _ = read(posters)
+    assert {poster_id: (set(genres), image) for poster_id, genres, image in rows} == found
+    assert len(rows) == 5
 
 
 def write_parquet(path):
@@ -216,57 +229,54 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
-def test_other_files_give_the_plain_ones_examples(name, posters):
+def test_other_files_give_the_plain_ones_rows(name, posters):
     OTHER_FILES[name](posters / name)
-    assert_expected(build(posters), posters)
+    assert_expected(posters)
 
 
 def test_genres_are_in_the_columns_order_else_sorted(posters):
     (posters / "train.csv").write_text(PLAIN)
-    assert_expected(build(posters), posters, order=["Noir", "Heist"])
+    assert_expected(posters, order=["Noir", "Heist"])
     (posters / "train.csv").write_text(CSV_FORMS["genres between bars"])
-    shutil.rmtree(posters.parent / "data")
-    assert_expected(build(posters), posters, order=["Heist", "Noir"])
+    assert_expected(posters, order=["Heist", "Noir"])
 
 
-# Ids of posters that are refused, and of those that are taken.
+# Ids of posters that are refused, of those that are converted, and of those taken as they are.
 CASES_OF_IMAGES = {
-    "odd-jpegs": (
-        {"half", "no_eoi", "empty"},
-        {"extraneous", "mpo", "grey", "cmyk", "exif6"},
-    ),
-    "damaged-inside": ({"cut_ended", "lost_middle"}, {"whole"}),
+    "odd-jpegs": ({"half", "no_eoi", "empty"}, {"cmyk", "exif6"}, {"extraneous", "mpo", "grey"}),
+    "damaged-inside": ({"cut_ended", "lost_middle"}, set(), {"whole"}),
 }
+CASE_NAMES = sorted({path.name for path in CASES.glob("*/")} - {"tables"})
 
 
-def case_names():
-    return sorted(path.name for path in CASES.glob("*/")) if CASES.exists() else ["none"]
-
-
-@pytest.mark.parametrize("name", case_names())
-def test_the_cases_that_people_have_are_built(name, tmp_path):
+@pytest.mark.parametrize("name", CASE_NAMES or ["none"])
+def test_the_cases_that_people_have_are_read(name):
     if name == "none":
         message = f"NOT TESTED: {CASES} is not there"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
+    config = PosterConfig(name="mine")
+    opened = source.PosterSource(epath.Path(CASES / name), config)
+    checked = [
+        (row, posters_lib.read_one(row, opened.images_dir, config))
+        for row in opened.rows(*source.SPLITS)
+    ]
+    refused = {row.poster_id for row, poster in checked if isinstance(poster, faults.Fault)}
+    sound = {
+        row.poster_id: (row, poster) for row, poster in checked if row.poster_id not in refused
+    }
     if name in CASES_OF_IMAGES:
-        refused, taken = CASES_OF_IMAGES[name]
-        shutil.copytree(CASES / name, tmp_path / "posters")
-        with pytest.raises(faults.PosterDataError) as error:
-            build(tmp_path / "posters")
-        assert {fault.poster_id for fault in error.value.faults} == refused
-        assert examples(build(tmp_path / "posters", on_error="skip")).keys() == taken
+        converted = {i for i, (_, poster) in sound.items() if poster.converted}
+        assert (refused, converted, sound.keys() - converted) == CASES_OF_IMAGES[name]
         return
-    shutil.copytree(CASES / name, tmp_path / "posters")
-    found = examples(build(tmp_path / "posters"))
     ids = list(pd.read_csv(CASES / "semicolons" / "train.csv", sep=";")["Id"])
     ids = {
         "cp1252": ["café", *ids[1:]],
         "id-float": ["114709", "113497", "113228", "114885", "113041"],
         "subfolders": [f"2018/Top view/{i}" for i in ids],
     }.get(name, ids)
-    expected = dict(zip(ids, EXPECTED.values(), strict=True))
-    assert {poster_id: genres for poster_id, (genres, _) in found.items()} == expected
+    found = {i: {opened.genres[g] for g in row.genres} for i, (row, _) in sound.items()}
+    assert found == dict(zip(ids, EXPECTED.values(), strict=True))
 
 
 # Ids and files that belong together, and the Ids of the dataset.
@@ -327,13 +337,7 @@ def test_ids_of_any_form_find_their_files(form, posters):
     ids, files, expected = ID_FORMS[form]
     rename(posters, files)
     (posters / "train.csv").write_text(with_ids(*ids))
-    assert_expected(build(posters), posters, expected, files)
-
-
-def faults_of(posters, **settings):
-    with pytest.raises(faults.PosterDataError) as error:
-        build(posters, **settings)
-    return {fault.poster_id: fault.reason for fault in error.value.faults}
+    assert_expected(posters, expected, files)
 
 
 def test_an_id_that_fits_several_files_or_none_is_told_what_is_there(posters):
@@ -342,7 +346,7 @@ def test_an_id_that_fits_several_files_or_none_is_told_what_is_there(posters):
     (posters / "Images" / "e.png").write_bytes(b"")
     (posters / "outside.jpg").write_bytes((posters / "Images" / "e.jpg").read_bytes())
     (posters / "train.csv").write_text(with_ids("a", "1", "e", "E.jpg", "../outside"))
-    found = faults_of(posters)
+    _, _, found = read(posters)
     assert "`a` fits x/a.jpg and y/a.jpg" in found["a"]
     assert "`1` fits 001.jpg and 01.jpg" in found["1"]
     assert "`e` fits e.jpg and e.png" in found["e"]
@@ -352,9 +356,9 @@ def test_an_id_that_fits_several_files_or_none_is_told_what_is_there(posters):
 
 def test_two_ids_of_one_file_are_the_same_poster(posters):
     (posters / "train.csv").write_text(with_labels("1", "0") + "a.jpg,1,0\nImages/e,0,1\n")
-    assert faults_of(posters) == {"e": "its Id is on line 6 with other genres"}
+    assert read(posters)[2] == {"e": "its Id is on line 6 with other genres"}
     (posters / "train.csv").write_text(with_labels("1", "0") + "a.jpg,1,0\n")
-    assert_expected(build(posters), posters)
+    assert_expected(posters)
 
 
 def test_nothing_outside_the_images_folder_is_ever_named(posters):
@@ -362,10 +366,10 @@ def test_nothing_outside_the_images_folder_is_ever_named(posters):
     outside.write_bytes((posters / "Images" / "a.jpg").read_bytes())
     for name in ("../outside", "../outside.jpg", "Images/../../outside.jpg", str(outside)):
         (posters / "train.csv").write_text(PLAIN.replace("\na,", f"\n{name},"))
-        assert list(faults_of(posters)) == [name]
+        assert list(read(posters)[2]) == [name]
 
 
 def test_a_folder_that_links_to_itself_is_listed_once(posters):
     (posters / "Images" / "again").symlink_to(posters / "Images")
     (posters / "train.csv").write_text(PLAIN)
-    assert_expected(build(posters), posters)
+    assert_expected(posters)
