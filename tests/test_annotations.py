@@ -13,7 +13,7 @@ from etils import epath
 from poster_tfds import annotations, faults, source
 from poster_tfds.annotations import cells
 from poster_tfds.poster_tfds_dataset_builder import PosterConfig
-from tests import fuzz_annotations, test_posters
+from tests import test_posters
 
 HEADER = "Id,Genre,Drama,N/A\n"
 GOOD = "p1,['Drama'],1,0\n"
@@ -128,7 +128,7 @@ def has_neighbouring_strings(text):
 def test_the_quick_reading_of_genre_lists_is_pythons():
     rng = np.random.default_rng(0)
     pieces = ["'", '"', ", ", "[", "]", "Drama", "Sci-Fi", "\\", "N/A", "', '", "['", "']", " "]
-    for _ in range(20000):
+    for _ in range(2000):
         text = "".join(rng.choice(pieces, rng.integers(1, 8)))
         for candidate in (f"[{text}]", f"['{text}']"):
             try:
@@ -140,11 +140,6 @@ def test_the_quick_reading_of_genre_lists_is_pythons():
             is_list = isinstance(expected, list) and all(isinstance(x, str) for x in expected)
             expected = tuple(x.strip() for x in expected if x.strip()) if is_list else None
             assert cells.read_genres(candidate, None) == expected, candidate
-
-
-def test_some_mutations_end_in_a_right_reading_or_one_message():
-    outcomes = fuzz_annotations.read_mutations(300, seed=1)
-    assert min(outcomes["read"], outcomes["refused"], outcomes["rows"]) > 20
 
 
 def test_annotations_without_permission_are_named():

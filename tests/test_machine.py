@@ -1,10 +1,13 @@
-"""Cores and memory are those that all cgroups of a process leave it, wherever they are mounted."""
+"""Cores and memory are those that all cgroups leave; object stores are those TensorFlow reads."""
 
 import os
 
 import pytest
+import tensorflow_datasets as tfds
 
-from poster_tfds import machine
+from poster_tfds import faults, machine, object_stores, poster_tfds_dataset_builder
+from trainer import config
+from trainer.data import splits
 
 CORES = 8
 MOUNT = "30 23 0:26 {root} /{mount_point} rw,nosuid shared:4 - {kind} {kind} rw,{controllers}\n"
@@ -110,3 +113,21 @@ def test_a_process_uses_the_cores_that_it_may_run_on():
     finally:
         os.sched_setaffinity(0, allowed)
     assert machine.available_memory() > 10**8
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/data", "/data", "data", "file:///data", ""])
+def test_a_store_that_tensorflow_reads_is_taken(path):
+    object_stores.check_readable(path, "--data_dir")
+
+
+def test_a_store_that_is_not_read_is_refused_wherever_it_is_named(tmp_path):
+    builder = poster_tfds_dataset_builder.Builder(config="imdb", data_dir=tmp_path)
+    with pytest.raises(faults.UserError, match=r"--manual_dir=s3://bucket: TensorFlow .* no s3://"):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir="s3://bucket")
+        )
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(faults.UserError, match=r"--data_dir=s3://b/x: .*\. Mount the bucket"):
+        poster_tfds_dataset_builder.Builder(config="synthetic", data_dir="s3://b/x")
+    with pytest.raises(config.UsageError, match=r"--data_dir=s3://bucket: TensorFlow .* no s3://"):
+        splits.open_dataset("poster_tfds/synthetic", "s3://bucket")

@@ -1,13 +1,107 @@
-"""Every row in one split, the reference's or its Id's."""
+"""Every row in one split: the reference's, its Id's or its group's, or where its genres are few."""
+
+import collections
+import csv
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.model_selection
 
-from poster_tfds import poster_tfds_dataset_builder, source, splits, synthetic
-from tests import conftest
+from poster_tfds import description, faults, poster_tfds_dataset_builder, source, splits
 
-NUM_POSTERS = 60
+NUM_POSTERS = 150
+# Share of the posters that have each genre.
+GENRES = {"Comedy": 0.4, "Drama": 0.6, "Heist": 0.06, "Noir": 0.1}
+FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+SETTINGS = {"validation_fraction": 0.2, "test_fraction": 0.2}
+
+
+def records():
+    """Returns Id, film and genres of each poster; some films have several, some no name."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((NUM_POSTERS, len(GENRES))) < list(GENRES.values())
+    genres = [[g for g, one in zip(GENRES, row, strict=True) if one] for row in labels]
+    films = [f"Film, {i}" if i % 5 else "" for i in rng.integers(0, 60, NUM_POSTERS)]
+    return [(f"p{i}", *rest) for i, rest in enumerate(zip(films, genres, strict=True))]
+
+
+def write_rows(path, header, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_columns(path):
+    rows = [[i, *(int(g in genres) for g in GENRES), film] for i, film, genres in records()]
+    write_rows(path, ["Id", *GENRES, "Film"], rows)
+
+
+def write_list(path):
+    write_rows(path, ["Film", "Id", "Genre"], [[f, i, "|".join(g)] for i, f, g in records()])
+
+
+def write_row_for_each_genre(path):
+    rows = [[i, genre, film] for i, film, genres in records() for genre in genres or [""]]
+    # Those that complete a poster come last.
+    first = {poster_id: genres[:1] for poster_id, _, genres in records()}
+    rows.sort(key=lambda row: first[row[0]] not in ([], [row[1]]))
+    write_rows(path, ["Id", "Genre", "Film"], rows)
+
+
+def write_json_lines(path):
+    rows = [{"Id": i, "Film": film or None, "Genre": genres} for i, film, genres in records()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+FORMS = {
+    "train.csv": write_columns,
+    "list.csv": write_list,
+    "rows.csv": write_row_for_each_genre,
+    "films.jsonl": write_json_lines,
+}
+
+
+def make_folder(directory, form="train.csv"):
+    """Writes annotations, and image files that are empty: splitting opens none."""
+    (directory / "Images").mkdir(parents=True)
+    for poster_id, *_ in records():
+        (directory / "Images" / f"{poster_id}.jpg").touch()
+    FORMS[form](directory / form)
+    return directory
+
+
+@pytest.fixture
+def posters(tmp_path):
+    return make_folder(tmp_path / "posters")
+
+
+@pytest.fixture(scope="module")
+def kept_posters(tmp_path_factory):
+    """The same, which is not to be changed."""
+    return make_folder(tmp_path_factory.mktemp("splits") / "posters")
+
+
+def open_source(posters, **settings):
+    config = poster_tfds_dataset_builder.PosterConfig(name="mine", **{**SETTINGS, **settings})
+    return source.PosterSource(posters, config)
+
+
+def rows_of(opened):
+    """Returns split -> the rows in it."""
+    rows = collections.defaultdict(list)
+    for split, row in opened.rows_with_split():
+        rows[split].append(row)
+    assert {split: len(of_split) for split, of_split in rows.items()} == opened.num_rows
+    return rows
+
+
+def ids_of(opened):
+    return {split: {row.poster_id for row in rows} for split, rows in rows_of(opened).items()}
+
+
+def split_of_ids(opened):
+    return {row.poster_id: split for split, row in opened.rows_with_split()}
 
 
 @pytest.mark.parametrize("num_rows", [7, 100, 7254])
@@ -28,102 +122,234 @@ def test_a_hashed_split_has_the_shares_asked_for():
     assert np.mean(np.array(names) != np.array(other_seed)) > 0.3
 
 
-@pytest.fixture
-def posters(tmp_path):
-    synthetic.ensure_posters(tmp_path / "posters", count=NUM_POSTERS)
-    return tmp_path / "posters"
-
-
-def open_source(posters, **settings):
-    config = poster_tfds_dataset_builder.PosterConfig(name="mine", **settings)
-    return source.PosterSource(posters, config)
-
-
-def ids(posters, **settings):
-    opened = open_source(posters, **settings)
-    return {split: {row.poster_id for row in opened.rows(split)} for split in opened.num_rows}
-
-
 def test_a_poster_keeps_its_split_when_rows_are_added_and_moved(posters):
-    before = ids(posters)
+    before = ids_of(open_source(posters))
     header, *rows = (posters / "train.csv").read_text().splitlines()
-    new = [row.replace("synthetic", "another") for row in rows[:20]]
+    for i in range(20):
+        (posters / "Images" / f"new{i}.jpg").touch()
+    new = [f"new{i},1,0,0,0," for i in range(20)]
     (posters / "train.csv").write_text("\n".join([header, *new, *rows[::-1]]) + "\n")
-    after = ids(posters)
+    after = ids_of(open_source(posters))
     assert sum(map(len, before.values())) == NUM_POSTERS
     for split, poster_ids in before.items():
-        assert poster_ids == {i for i in after[split] if i.startswith("synthetic")}
+        assert poster_ids == {i for i in after[split] if i.startswith("p")}
 
 
-@pytest.mark.parametrize(
-    ("num_megabytes", "num_examples", "num_shards"),
-    [(1, 5, 5), (1, 600, 16), (2048, 60_000, 16), (2049, 60_000, 17), (320_000, 10**7, 2500)],
-)
-def test_the_number_of_shards_follows_the_size(num_megabytes, num_examples, num_shards):
-    """At least 16 where there are as many examples, and none over 128 MB."""
-    shard_config = poster_tfds_dataset_builder._ShardConfig()
-    assert shard_config.get_number_shards(num_megabytes << 20, num_examples) == num_shards
-
-
-@pytest.mark.parametrize("split", ["reference", "hashed"])
-def test_the_number_of_rows_is_known_before_they_are_read(split, posters):
-    opened = open_source(posters, split=split)
-    for name, num_rows in opened.num_rows.items():
-        assert len(list(opened.rows(name))) == num_rows
-    assert sum(opened.num_rows.values()) == NUM_POSTERS
-
-
-def test_a_split_without_rows_is_left_out(posters):
-    assert "test" not in open_source(posters, test_fraction=0.0).num_rows
+@pytest.mark.parametrize("split", ["hashed", "stratified"])
+@pytest.mark.parametrize("fractions", [(0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
+def test_a_split_without_a_share_gets_no_row(fractions, split, kept_posters):
+    validation, test = fractions
+    opened = open_source(
+        kept_posters, split=split, validation_fraction=validation, test_fraction=test
+    )
+    wanted = ["train"] + ["validation"] * (validation > 0) + ["test"] * (test > 0)
+    assert list(opened.num_rows) == wanted
 
 
 @pytest.mark.parametrize("split", ["reference", "hashed"])
 def test_repeated_ids_are_kept_dropped_or_refused(split, posters):
     path = posters / "train.csv"
     lines = path.read_text().splitlines()
-    same, other = lines[5], lines[9].replace(lines[9].split(",")[0], lines[1].split(",")[0])
-    path.write_text("\n".join([*lines, same, other]) + "\n")
+    contrary = f"p0,{','.join(str(int(g not in records()[0][2])) for g in GENRES)},"
+    path.write_text("\n".join([*lines, lines[5], contrary]) + "\n")
     for drop in (True, False):
         opened = open_source(posters, split=split, drop_duplicates=drop)
-        rows = list(opened.rows(*source.SPLITS))
-        assert len(rows) == sum(opened.num_rows.values()) == NUM_POSTERS + 2 - drop
-        for name, num_rows in opened.num_rows.items():
-            assert len(list(opened.rows(name))) == num_rows
+        rows = [row for of_split in rows_of(opened).values() for row in of_split]
+        assert len(rows) == NUM_POSTERS + 2 - drop
         assert opened.num_repeated == drop
-        (fault,) = [row for row in rows if not hasattr(row, "genres")]
+        (fault,) = [row for row in rows if isinstance(row, faults.Fault)]
         assert fault.line == NUM_POSTERS + 3
         assert fault.reason == "its Id is on line 2 with other genres"
 
 
-@pytest.mark.parametrize(
-    ("setting", "complaint"),
-    [
-        ({"split": "random"}, "split is 'random'"),
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
-        ({"test_fraction": 0.9}, "must leave a part for train"),
-        ({"test_fraction": -0.1}, "must leave a part for train"),
-    ],
-)
-def test_a_configuration_that_cannot_be_is_refused_by_name(setting, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        poster_tfds_dataset_builder.PosterConfig(name="mine", **setting)
-
-
+@pytest.mark.slow
 def test_the_genres_shares_of_the_real_posters_are_close(real_posters):
     """Within 2 standard errors of a random draw, for every genre and split."""
     (config,) = [
         c for c in poster_tfds_dataset_builder.Builder.BUILDER_CONFIGS if c.name == "imdb_clean"
     ]
-    opened = source.PosterSource(conftest.REAL_POSTERS, config)
+    opened = source.PosterSource(real_posters, config)
     counts = {
-        split: np.bincount(
-            [genre for row in opened.rows(split) for genre in row.genres],
-            minlength=len(opened.genres),
-        )
-        for split in opened.num_rows
+        split: np.bincount([g for row in rows for g in row.genres], minlength=len(opened.genres))
+        for split, rows in rows_of(opened).items()
     }
     total = sum(counts.values())
     for split, count in counts.items():
         fraction = opened.num_rows[split] / sum(opened.num_rows.values())
         standard_error = np.sqrt(total * fraction * (1 - fraction))
         assert (np.abs(count - total * fraction) <= 2 * standard_error + 1).all(), split
+
+
+@pytest.mark.parametrize("split", ["hashed", "stratified"])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_group_is_in_two_splits(form, split, tmp_path):
+    opened = open_source(make_folder(tmp_path / "posters", form), split=split, group_column="Film")
+    found = split_of_ids(opened)
+    assert len(found) == NUM_POSTERS
+    assert collections.Counter(found.values()) == opened.num_rows
+    splits_of_film = collections.defaultdict(set)
+    for poster_id, film, _ in records():
+        if film:
+            splits_of_film[film].add(found[poster_id])
+    assert max(map(len, splits_of_film.values())) == 1
+    assert set.union(*splits_of_film.values()) == set(FRACTIONS)
+    alone = [found[poster_id] for poster_id, film, _ in records() if not film]
+    assert set(alone) == set(FRACTIONS)
+    line = "  rows of one `Film` are in one split"
+    assert line in description.in_words(description.describe(opened))
+
+
+def test_a_hashed_group_is_where_the_hash_of_its_name_is(kept_posters):
+    found = split_of_ids(open_source(kept_posters, group_column="Film", split_seed=3))
+    for poster_id, film, _ in records():
+        assert found[poster_id] == splits.hashed_split(film or poster_id, 3, 0.2, 0.2)
+
+
+def test_stratified_groups_have_their_shares_of_the_genres(kept_posters):
+    found = split_of_ids(open_source(kept_posters, group_column="Film", split="stratified"))
+    films = collections.defaultdict(set)
+    for poster_id, film, genres in records():
+        films[film or poster_id, found[poster_id]].update(genres)
+    for genre in GENRES:
+        counts = collections.Counter(split for (_, split), names in films.items() if genre in names)
+        for split, share in FRACTIONS.items():
+            assert counts[split] == pytest.approx(share * counts.total(), abs=1.5), (genre, split)
+
+
+def test_a_group_column_of_0_and_1_is_no_genre(posters):
+    table = pd.read_csv(posters / "train.csv")
+    table["Film"] = [i % 2 for i in range(NUM_POSTERS)]
+    table.to_csv(posters / "train.csv", index=False)
+    opened = open_source(posters, group_column="Film", split_seed=2)
+    assert opened.genres == list(GENRES)
+    found = split_of_ids(opened)
+    assert len({found[f"p{i}"] for i in range(0, NUM_POSTERS, 2)}) == 1
+    assert "Film" in open_source(posters).genres
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("Serie", "names `Serie`, of which .* has 0. Its columns: `Film`, `Id`, `Genre`"),
+        ("Id", "names `Id` of .*names the posters or their genres.* columns: `Film`, `Id`"),
+        ("Genre", "names `Genre` of .*names the posters or their genres"),
+    ],
+)
+def test_a_column_that_cannot_name_groups_is_refused_with_those_there_are(
+    column, message, tmp_path
+):
+    folder = make_folder(tmp_path / "posters", "list.csv")
+    with pytest.raises(faults.UserError, match=message):
+        open_source(folder, group_column=column)
+
+
+def test_groups_are_refused_with_the_reference_split():
+    with pytest.raises(faults.UserError, match='"group_column" needs "split": "hashed" or "strat'):
+        poster_tfds_dataset_builder.PosterConfig(
+            name="mine", split="reference", group_column="Film"
+        )
+
+
+def shares(ids):
+    """Returns genre -> split -> share of the genre's posters."""
+    return {
+        genre: {
+            split: np.mean([i in ids.get(split, ()) for i, _, names in records() if genre in names])
+            for split in FRACTIONS
+        }
+        for genre in GENRES
+    }
+
+
+def distances(ids):
+    return [
+        abs(share - FRACTIONS[split])
+        for of_genre in shares(ids).values()
+        for split, share in of_genre.items()
+    ]
+
+
+def count_of(genre):
+    return sum(genre in genres for *_, genres in records())
+
+
+@pytest.mark.parametrize("seed", range(-1, 4))
+def test_stratified_genres_are_nearer_to_their_shares_than_with_a_hash(seed, kept_posters):
+    stratified, hashed = (
+        distances(ids_of(open_source(kept_posters, split=split, split_seed=seed)))
+        for split in ("stratified", "hashed")
+    )
+    assert max(stratified) < max(hashed)
+    assert np.mean(stratified) < 0.5 * np.mean(hashed)
+
+
+def test_a_stratified_split_has_its_size_and_every_genre_within_a_poster(kept_posters):
+    ids = ids_of(open_source(kept_posters, split="stratified"))
+    assert sum(map(len, ids.values())) == NUM_POSTERS
+    for split, of_split in ids.items():
+        assert len(of_split) / NUM_POSTERS == pytest.approx(FRACTIONS[split], abs=0.02)
+    for genre, of_genre in shares(ids).items():
+        assert of_genre == pytest.approx(FRACTIONS, abs=1 / count_of(genre))
+
+
+def test_a_stratified_split_is_the_same_twice_and_another_with_another_seed(kept_posters):
+    first, second, other = (
+        ids_of(open_source(kept_posters, split="stratified", split_seed=seed)) for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert len(first["test"] - other["test"]) > 10
+
+
+def test_few_posters_leave_splits_out(posters):
+    (posters / "train.csv").write_text("Id,Comedy,Drama\np1,1,0\n")
+    assert open_source(posters, split="stratified").num_rows == {"train": 1}
+
+
+def test_a_row_for_each_genre_is_split_as_columns_are(kept_posters, tmp_path):
+    other = make_folder(tmp_path / "posters", "rows.csv")
+    columns = open_source(kept_posters, split="stratified")
+    grouped = open_source(other, split="stratified")
+    assert grouped.is_grouped
+    assert ids_of(grouped) == ids_of(columns)
+
+
+def test_repeated_rows_are_in_the_split_of_the_first_and_faults_in_train(posters):
+    lines = (posters / "train.csv").read_text().splitlines()
+    lines = [line.split(",")[:5] for line in lines]
+    contrary = [[*line[:4], str(1 - int(line[4]))] for line in lines[1:21]]
+    faulty = [["nowhere", "1", "0", "0", "0"]] * 20
+    write_rows(posters / "train.csv", lines[0], [*lines[1:], *lines[1:61], *contrary, *faulty])
+    kept = open_source(posters, split="stratified", drop_duplicates=False)
+    rows = rows_of(kept)
+    found = [row for of_split in rows.values() for row in of_split if isinstance(row, faults.Fault)]
+    assert len(found) == 40
+    assert not any(isinstance(row, faults.Fault) for row in rows["validation"] + rows["test"])
+    ids = ids_of(kept)
+    repeated = {f"p{i}" for i in range(20)}  # Whose contradictions are faults in `train`.
+    assert not (ids["train"] - repeated) & (ids["validation"] | ids["test"])
+    assert not ids["validation"] & ids["test"]
+    dropped = open_source(posters, split="stratified")
+    assert dropped.num_repeated == 60
+    assert sum(dropped.num_rows.values()) == NUM_POSTERS + 40
+
+
+def test_the_genre_farthest_from_its_share_is_told(kept_posters):
+    opened = open_source(kept_posters, split="stratified")
+    ids = ids_of(opened)
+    facts = description.describe(opened)
+    told = facts["farthest_share"]
+    assert told["got"] == pytest.approx(shares(ids)[told["genre"]][told["split"]])
+    assert abs(told["got"] - told["wanted"]) == pytest.approx(max(distances(ids)))
+    assert told["wanted"] == pytest.approx(FRACTIONS[told["split"]])
+    assert told["num_posters"] == count_of(told["genre"])
+    (line,) = [line for line in description.in_words(facts) if "farth" in line]
+    assert told["genre"] in line
+    assert f"{told['wanted']:.1%} wanted, {told['got']:.1%} got" in line
+    assert description.describe(open_source(kept_posters))["farthest_share"] is None
+
+
+def test_without_a_genre_no_share_is_told():
+    nothing = np.zeros((10, 2), bool)
+    chosen = splits.stratified_splits(nothing, np.arange(10), (0.5, 0.3, 0.2), seed=0)
+    assert np.bincount(chosen).tolist() == [5, 3, 2]
+    assert splits.farthest_share(nothing, chosen, (0.5, 0.3, 0.2)) is None

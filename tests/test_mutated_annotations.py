@@ -1,83 +1,63 @@
-"""Reads random mutations of annotations.
+"""Random mutations of annotations end in a right reading or in one message for the user.
 
-    python -m tests.fuzz_annotations --mutations=20000
-
-Fails if a mutation ends in anything but a reading or one message for the user, or if a label of a
-row that is read is not what Python's own `csv` finds in that row's cells.
+A label of a row that is read is what Python's own `csv` finds in that row's cells.
 """
 
-import argparse
 import ast
 import collections
 import csv
 import io
 import random
 import re
-import tempfile
-import warnings
 
+import pytest
 from etils import epath
 
 from poster_tfds import faults, source
 from poster_tfds.poster_tfds_dataset_builder import PosterConfig
 
-_IDS = [f"p{i}" for i in range(8)]
-_GENRES = ["Noir", "Heist", "N/A"]
-_TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
-_CELLS = [
+IDS = [f"p{i}" for i in range(8)]
+GENRES = ["Noir", "Heist", "N/A"]
+TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+CELLS = [
     *("0", "1", "", " ", "1.0", "0.0", "2", "-1", "True", "no", "x", "nan", "[]", "['Noir']", "p1"),
     *("Noir", "Noir|Heist", "Noir, Heist", "['Noir' 'Heist']", "('Heist',)", '["N/A"]', "noir"),
     *("[{'name': 'Noir'}]", "a\nb", "é", '"', "''", "N/A", "NA", "Noir/Heist", "../p1", "p1.jpg"),
 ]
-_BYTES = [
-    b",",
-    b";",
-    b"\t",
-    b'"',
-    b"'",
-    b"\n",
-    b"\r",
-    b"\0",
-    b"\xe9",
-    b"\xff",
-    b"1",
-    b"|",
-    b"[",
-    b" ",
-]
+BYTES = [b",", b";", b"\t", b'"', b"'", b"\n", b"\r", b"\0", b"\xe9", b"\xff", b"1", b"|", b"[", b" "]  # fmt: skip
 
 
-def tables(rng: random.Random) -> list[list[str]]:
+def tables(rng):
     """Returns a sound table of one of the usual forms."""
-    labels = [[rng.randrange(2) for _ in _GENRES] for _ in _IDS]
-    names = [[g for g, one in zip(_GENRES, row, strict=True) if one] for row in labels]
+    labels = [[rng.randrange(2) for _ in GENRES] for _ in IDS]
+    names = [[g for g, one in zip(GENRES, row, strict=True) if one] for row in labels]
     form = rng.randrange(5)
     if form == 0:
-        columns = [["Id", *_IDS], ["Genre", *map(str, names)]]
+        columns = [["Id", *IDS], ["Genre", *map(str, names)]]
     elif form == 1:
-        columns = [["Id", *_IDS], ["Genre", *map("|".join, names)]]
+        columns = [["Id", *IDS], ["Genre", *map("|".join, names)]]
     else:
-        columns = [["Id", *_IDS]]
+        columns = [["Id", *IDS]]
         if form == 2:
             columns.append(["Genre", *map(str, names)])
         one, zero = rng.choice([("1", "0"), ("1.0", "0.0"), ("True", "False"), ("1", "")])
-        for i, genre in enumerate(_GENRES):
+        for i, genre in enumerate(GENRES):
             columns.append([genre, *(one if row[i] else zero for row in labels)])
         if form == 4:
-            columns.insert(rng.randrange(4), ["Title", *(f"A, {i}" for i in range(len(_IDS)))])
+            columns.insert(rng.randrange(4), ["Title", *(f"A, {i}" for i in range(len(IDS)))])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def mutated(rng: random.Random) -> bytes:
+def mutated(rng):
     """Returns a table with up to four things done to its cells, rows or bytes."""
     rows = tables(rng)
     for _ in range(rng.randrange(3)):
         row = rng.choice(rows)
         change = rng.randrange(5)
         if change == 0:
-            row[rng.randrange(len(row))] = rng.choice(_CELLS)
+            row[rng.randrange(len(row))] = rng.choice(CELLS)
         elif change == 1:
-            row.insert(rng.randrange(len(row) + 1), rng.choice(_CELLS))
+            row.insert(rng.randrange(len(row) + 1), rng.choice(CELLS))
         elif change == 2 and len(row) > 1:
             row.pop(rng.randrange(len(row)))
         elif change == 3:
@@ -93,11 +73,11 @@ def mutated(rng: random.Random) -> bytes:
     for _ in range(rng.choice([0, 0, 1, 2])):
         position = rng.randrange(len(content) + 1)
         cut = position + rng.randrange(2)
-        content = content[:position] + rng.choice([b"", *_BYTES]) + content[cut:]
+        content = content[:position] + rng.choice([b"", *BYTES]) + content[cut:]
     return content
 
 
-def check(opened: source.PosterSource) -> int:
+def check(opened):
     """Compares the rows that are read with Python's reading of their cells; returns how many."""
     cells = independent_cells(opened)
     columns, understood = opened.table.columns, opened.understanding
@@ -114,8 +94,8 @@ def check(opened: source.PosterSource) -> int:
         assert row.poster_id in cell[id_column], (row, cell)
         for name, text in cell.items():
             value = text.strip().lower()
-            if name in label_columns and value in _TRUE | _FALSE:
-                assert (name.casefold() in found) == (value in _TRUE), (row, cell)
+            if name in label_columns and value in TRUE | FALSE:
+                assert (name.casefold() in found) == (value in TRUE), (row, cell)
         names = (
             names_of_id[cell[id_column]] if opened.is_grouped else [listed(cell.get(list_column))]
         )
@@ -124,7 +104,7 @@ def check(opened: source.PosterSource) -> int:
     return len(rows)
 
 
-def independent_cells(opened: source.PosterSource) -> dict[int, dict[str, str]]:
+def independent_cells(opened):
     """Returns line -> {name of the column: cell}."""
     table = opened.table
     text = table.path.read_bytes().decode(table.encoding, "surrogateescape")
@@ -141,7 +121,7 @@ def independent_cells(opened: source.PosterSource) -> dict[int, dict[str, str]]:
     return found
 
 
-def listed(text: str | None) -> set[str] | None:
+def listed(text):
     """Returns the genres of a cell; None where this simple reading does not know."""
     if text is None:
         return None
@@ -162,43 +142,25 @@ def listed(text: str | None) -> set[str] | None:
         return None
 
 
-def read_mutations(count: int, seed: int) -> collections.Counter:
-    """Reads mutations; returns how many were read and refused, and the rows that were checked."""
-    rng = random.Random(seed)
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # About what stands in lists.
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutations_end_in_a_right_reading_or_one_message(count, tmp_path):
+    rng = random.Random(count)
+    folder = epath.Path(tmp_path)
+    (folder / "Images").mkdir()
+    for name in IDS:
+        (folder / "Images" / f"{name}.jpg").touch()
     outcomes = collections.Counter()
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of Python, about what stands in lists.
-        folder = epath.Path(directory)
-        (folder / "Images").mkdir()
-        for name in _IDS:
-            (folder / "Images" / f"{name}.jpg").touch()
-        for number in range(count):
-            content = mutated(rng)
-            (folder / "train.csv").write_bytes(content)
-            config = PosterConfig(name="mine", drop_duplicates=rng.random() < 0.5)
-            try:
-                outcomes["rows"] += check(source.PosterSource(folder, config))
-                outcomes["read"] += 1
-            except faults.UserError:
-                outcomes["refused"] += 1
-            except Exception:
-                print(f"mutation {number}: {content!r}")
-                raise
-    return outcomes
-
-
-def main() -> None:
-    """Reads all mutations and prints what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mutations", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    outcomes = read_mutations(arguments.mutations, arguments.seed)
-    print(
-        f"{arguments.mutations} mutations: {outcomes['read']} read, {outcomes['refused']} refused "
-        f"with a message; {outcomes['rows']} rows, every label as Python's csv has it"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    for number in range(count):
+        content = mutated(rng)
+        (folder / "train.csv").write_bytes(content)
+        config = PosterConfig(name="mine", drop_duplicates=rng.random() < 0.5)
+        try:
+            outcomes["rows"] += check(source.PosterSource(folder, config))
+            outcomes["read"] += 1
+        except faults.UserError:
+            outcomes["refused"] += 1
+        except Exception:
+            print(f"mutation {number}: {content!r}")
+            raise
+    assert min(outcomes["read"], outcomes["refused"], outcomes["rows"]) > count / 15
