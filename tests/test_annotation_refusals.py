@@ -1,7 +1,6 @@
 """What has two readings, or none, is refused with the setting that settles it; then it is read."""
 
 import json
-import sys
 
 import pytest
 from etils import epath
@@ -169,6 +168,10 @@ def test_the_file_of_annotations_and_the_images_folder_are_found_or_asked_for(po
         ({"split": "hashed"}, '"name" is missing'),
         ({}, '"name" is missing'),
         ({"name": "mine", "separator": "||"}, "not one character"),
+        ({"name": "mine", "split": "random"}, "split is 'random'"),
+        ({"name": "mine", "on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"name": "mine", "test_fraction": 0.9}, "must leave a part for train"),
+        ({"name": "mine", "test_fraction": -0.1}, "must leave a part for train"),
     ],
 )
 def test_a_setting_that_can_be_misread_is_refused_with_the_right_form(given, message):
@@ -190,27 +193,6 @@ def test_a_configuration_of_a_built_in_or_of_no_name_is_refused(tmp_path):
         Builder(config=PosterConfig(name="imdb"), data_dir=tmp_path)
     with pytest.raises(faults.UserError, match="no configuration 'mine', only imdb, imdb_clean"):
         Builder(config="mine", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("config", ["{'name': 'mine'}", '{"name": "mine", "splt": 1}'])
-def test_a_configuration_that_cannot_be_ends_the_build_with_one_message(config, tmp_path):
-    command = (sys.executable, "-m", "poster_tfds.build", f"--config={config}")
-    project = str(conftest.PROJECT)
-    result = conftest.run(*command, cwd=tmp_path, check=False, PYTHONPATH=project)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("--config: ")
-    assert "Traceback" not in result.stderr
-
-
-def test_the_module_builds_from_any_folder(posters, tmp_path):  # noqa: F811
-    (posters / "train.csv").write_text(PLAIN)
-    config = {"name": "mine", "validation_fraction": 0, "test_fraction": 0}
-    result = conftest.run(
-        sys.executable, "-m", "poster_tfds.build", f"--config={json.dumps(config)}",
-        "--manual_dir=posters", "--data_dir=data", cwd=tmp_path, PYTHONPATH=str(conftest.PROJECT),
-    )  # fmt: skip
-    assert (tmp_path / "data" / "poster_tfds" / "mine" / "1.0.0").is_dir()
-    assert "2 genres from 0/1 columns, which `Genre` agrees with: Noir, Heist" in result.stdout
 
 
 def build(posters, **settings):  # noqa: F811
@@ -246,9 +228,8 @@ def test_the_look_tells_what_a_build_would_do(posters):  # noqa: F811
     (posters / "train.csv").write_text(rows + "a,1,0,x\nz,1,0,x\ny,2,0,x\n")
     (posters / "Images" / "y.png").write_bytes(b"\x89PNG")
     (posters / "Images" / "c.jpg").write_bytes(b"\x89PNG")
-    command = (sys.executable, "-m", "poster_tfds.look", posters)
-    facts = json.loads(conftest.run(*command, "--json").stdout)
-    assert facts == inspection.inspect_folder(posters, {})
+    facts = inspection.inspect_folder(posters, {})
+    assert json.loads(json.dumps(facts)) == facts
     expected = {
         "separator": ",", "encoding": "utf-8", "id_column": "Id", "genre_column": None,
         "genre_columns": ["Noir", "Heist"], "left_out": ["Title"], "rows": 8, "repeated": 1,
@@ -257,7 +238,7 @@ def test_the_look_tells_what_a_build_would_do(posters):  # noqa: F811
     }  # fmt: skip
     assert {name: facts[name] for name in expected} == expected
     assert [fault.split(":")[0] for fault in facts["faults"]] == ["line 8 (z)", "line 9 (y)"]
-    printed = conftest.run(*command).stdout
+    printed = inspection.in_words(facts)
     assert facts["command"] in printed
     assert "5 posters found, 1 images missing, 1 to be converted; 1 rows repeated" in printed
     assert "left out: Title" in printed
@@ -266,8 +247,7 @@ def test_the_look_tells_what_a_build_would_do(posters):  # noqa: F811
 def test_the_look_names_what_it_does_not_understand(tmp_path):
     (tmp_path / "films.csv").write_text("movie,kind\nAlien,Horror\n")
     (tmp_path / "a.jpg").write_bytes(b"")
-    result = conftest.run(sys.executable, "-m", "poster_tfds.look", tmp_path, check=False)
-    assert result.returncode == 1
-    assert "closest form: Id,Genre" in result.stderr
-    assert "the header:   movie,kind" in result.stderr
-    assert '"id_column": "movie"' in result.stderr
+    with pytest.raises(faults.UserError) as error:
+        inspection.inspect_folder(tmp_path, {})
+    for part in ("closest form: Id,Genre", "the header:   movie,kind", '"id_column": "movie"'):
+        assert part in str(error.value)

@@ -1,44 +1,42 @@
-"""Anyone's posters, damaged data, killed builds and both engines."""
+"""Damaged data, killed builds, and Beam, which writes the same files."""
 
-import collections
+import contextlib
 import csv
 import json
 import os
 import pathlib
+import random
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections import Counter
 
+import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
 
-from poster_tfds import beam_engine, faults, images, synthetic
-from tests import conftest, test_faults, test_images
+from poster_tfds import directory_lock, faults, images, synthetic
+from tests import conftest, runs, test_faults, test_images
 from tests.test_dataset_builder import posters, read_split, sha256_of_files  # noqa: F401
 from tests.test_preprocessing import make_jpeg
 
 CUSTOM = {"name": "mine", "test_fraction": 0.25, "validation_fraction": 0.25}
 SKIP = {**CUSTOM, "on_error": "skip"}
-BEAM_OPTIONS = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
-def build_with_beam(posters_dir, data_dir, config):
-    import apache_beam as beam
+def build_with_beam(posters_dir, data_dir, config, *options):
+    from apache_beam.options import pipeline_options  # Slow to import.
 
-    options = beam.options.pipeline_options.PipelineOptions(BEAM_OPTIONS)
-    conftest.build(posters_dir, data_dir, config, beam_options=options)
+    options = pipeline_options.PipelineOptions(list(options))
+    return conftest.build(posters_dir, data_dir, config, beam_options=options)
 
 
 def examples(name, data_dir):
     """All examples of a dataset: split -> a counter of (Id, genres, image)."""
     builder = tfds.builder(name, data_dir=data_dir)
-    return {
-        split: collections.Counter(read_split(name, split, data_dir))
-        for split in builder.info.splits
-    }
+    return {split: Counter(read_split(name, split, data_dir)) for split in builder.info.splits}
 
 
 def damage_csv(posters_dir):
@@ -51,15 +49,6 @@ def damage_csv(posters_dir):
     (posters_dir / "Images/synthetic0000011.jpg").write_bytes(b"broken")
     (posters_dir / "Images/synthetic0000013.jpg").write_bytes(test_images.turned(6))
     path.write_text("\n".join([header, *rows, rows[5], twin]) + "\n")
-
-
-def test_anyones_posters_are_built_without_editing_code(posters, tmp_path):  # noqa: F811
-    conftest.tfds_build(
-        f"--config={json.dumps(CUSTOM)}", f"--manual_dir={posters}", f"--data_dir={tmp_path}"
-    )
-    found = examples("poster_tfds/mine", tmp_path)
-    assert set(found) == {"train", "validation", "test"}
-    assert sum(sum(split.values()) for split in found.values()) == 40
 
 
 def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # noqa: F811
@@ -75,14 +64,13 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
     metadata = json.loads((directory / "metadata.json").read_text())
     counts = {"rejected": 2, "duplicates": 2, "converted": 1, "damaged": 0}
     assert {name: metadata[name] for name in counts} == counts
-    found = sum(examples("poster_tfds/mine", tmp_path).values(), collections.Counter())
+    found = sum(examples("poster_tfds/mine", tmp_path).values(), Counter())
     assert len(found) == found.total() == 38
-    pictures = collections.Counter(image for _, _, image in found)
+    pictures = Counter(image for _, _, image in found)
     assert max(pictures.values()) == 1
 
 
-@pytest.mark.parametrize("build", [conftest.build, build_with_beam])
-def test_what_is_no_plain_jpeg_is_converted_and_counted(build, posters, tmp_path):  # noqa: F811
+def test_what_is_no_plain_jpeg_is_converted_and_counted(posters, tmp_path):  # noqa: F811
     picture, folder = test_images.PICTURE, posters / "Images"
     contents = {
         "synthetic0000001": make_jpeg(60, 80, mode="CMYK"),
@@ -93,12 +81,12 @@ def test_what_is_no_plain_jpeg_is_converted_and_counted(build, posters, tmp_path
     }
     for name, content in contents.items():
         (folder / f"{name}.jpg").write_bytes(content)
-    build(posters, tmp_path, {**CUSTOM, "on_damage": "keep", "max_side": 200})
+    conftest.build(posters, tmp_path, {**CUSTOM, "on_damage": "keep", "max_side": 200})
     expected = {
         path.stem: images.as_stored(path.read_bytes(), 200, keep_damaged=True)
         for path in folder.iterdir()
     }
-    stored = sum(examples("poster_tfds/mine", tmp_path).values(), collections.Counter())
+    stored = sum(examples("poster_tfds/mine", tmp_path).values(), Counter())
     assert {name: jpeg for name, _, jpeg in stored} == {
         name: poster.jpeg for name, poster in expected.items()
     }
@@ -107,32 +95,30 @@ def test_what_is_no_plain_jpeg_is_converted_and_counted(build, posters, tmp_path
     assert (metadata["converted"], metadata["damaged"], metadata["max_side"]) == (4, 1, 200)
 
 
-@pytest.mark.parametrize("held", [beam_engine._ROWS_HELD, 7])
-def test_both_engines_write_the_same_bytes(held, posters, tmp_path, monkeypatch):  # noqa: F811
-    """With one bucket of rows and with six, whose borders are not those of the shards."""
-    monkeypatch.setattr(beam_engine, "_ROWS_HELD", held)
-    monkeypatch.setattr(beam_engine, "_ROWS_A_PART", 1)
-    monkeypatch.setattr(beam_engine, "_MIN_CHUNKS", 3)  # So that each has several rows.
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        pytest.param(
+            ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_beam_writes_the_same_bytes(options, posters, tmp_path):  # noqa: F811
+    """Of stratified groups, with faults, repeated and converted posters."""
     damage_csv(posters)
-    one, beam = tmp_path / "one", tmp_path / "beam"
-    conftest.build(posters, one, SKIP)
-    build_with_beam(posters, beam, SKIP)
-    one, beam = (sha256_of_files(d / "poster_tfds/mine/1.0.0") for d in (one, beam))
+    table = pd.read_csv(posters / "train.csv", dtype=str)
+    table["Film"] = [f"film {i // 3}" if i % 4 else "" for i in range(len(table))]
+    table.to_csv(posters / "train.csv", index=False)
+    config = {**SKIP, "split": "stratified", "group_column": "Film", "max_side": 200}
+    one = sha256_of_files(conftest.build(posters, tmp_path / "one", config).data_path)
+    beam = build_with_beam(posters, tmp_path / "beam", config, *options)
     assert len(one) > 20
-    assert one == beam
+    assert sha256_of_files(beam.data_path) == one
 
 
-def test_parts_grow_with_the_rows_and_not_with_their_square():
-    def num_parts(num_rows):
-        held = beam_engine.rows_held(num_rows)
-        return (-(-num_rows // held)) ** 2
-
-    for num_rows in (10**6, 10**7, 10**8, 10**9):
-        assert num_rows / 300 < num_parts(num_rows) < num_rows / 200
-    assert num_parts(10**4) == 1
-
-
-def test_the_beam_engine_names_all_faults_and_leaves_nothing(posters, tmp_path):  # noqa: F811
+def test_beam_names_all_faults_and_leaves_nothing(posters, tmp_path):  # noqa: F811
     damage_csv(posters)
     with pytest.raises(faults.PosterDataError) as error:
         build_with_beam(posters, tmp_path, CUSTOM)
@@ -201,6 +187,7 @@ def damage_of_25_kinds(posters_dir):
     return list(expected)
 
 
+@pytest.mark.slow
 def test_a_build_with_25_kinds_of_damage_names_all_and_nothing_else(real_posters, tmp_path):
     directory = tmp_path / "posters"
     shutil.copytree(real_posters, directory, copy_function=os.link)
@@ -220,6 +207,15 @@ def test_a_build_with_25_kinds_of_damage_names_all_and_nothing_else(real_posters
     assert builder.info.metadata["rejected"] == len(damaged)
 
 
+def test_leftovers_of_a_killed_build_are_cleared_away(posters, tmp_path):  # noqa: F811
+    leftover = tmp_path / "poster_tfds/mine/incomplete.ABCDEF_1.0.0"
+    leftover.mkdir(parents=True)
+    (leftover / "poster_tfds-train.tfrecord-00000-of-00016").write_bytes(b"half")
+    builder = conftest.build(posters, tmp_path, CUSTOM)
+    assert [path.name for path in builder.data_path.parent.iterdir()] == ["1.0.0"]
+    assert builder.info.splits.total_num_examples == 40
+
+
 def build_command(posters_dir, data_dir):
     tool = pathlib.Path(sys.executable).with_name("tfds")
     return [
@@ -228,85 +224,62 @@ def build_command(posters_dir, data_dir):
     ]
 
 
-def start_build(posters_dir, data_dir):
-    return subprocess.Popen(
-        build_command(posters_dir, data_dir),
-        cwd=conftest.PROJECT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def many_posters(tmp_path_factory):
     """Enough posters for a build to be interrupted while it writes."""
     directory = tmp_path_factory.mktemp("many") / "posters"
-    synthetic.ensure_posters(directory, count=3000)
+    synthetic.ensure_posters(directory, count=2000)
     return directory
 
 
-def wait_for_incomplete(directory, process):
-    deadline = time.monotonic() + 300
-    while not (found := list(directory.glob("incomplete.*"))):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
-def test_a_killed_build_harms_nothing_and_the_next_one_clears_up(many_posters, tmp_path):
-    version = tmp_path / "poster_tfds/mine/1.0.0"
-    for delay in (0, 0.2, 0.5):
-        process = start_build(many_posters, tmp_path)
-        wait_for_incomplete(version.parent, process)
-        time.sleep(delay)
+@contextlib.contextmanager
+def begun_build(posters_dir, data_dir):
+    """A build in a process of its own, which writes."""
+    process = conftest.start(*build_command(posters_dir, data_dir))
+    directory = data_dir / "poster_tfds/mine"
+    try:
+        assert runs.wait_for(lambda: list(directory.glob("incomplete.*")), process)
+        yield process
+    finally:
         process.kill()
-        process.wait()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_builds_that_are_killed_or_interrupted_harm_nothing(many_posters, tmp_path):
+    version = tmp_path / "poster_tfds/mine/1.0.0"
+    with begun_build(many_posters, tmp_path) as process:
+        time.sleep(random.random() * 0.4)
+        process.kill()
+        process.communicate()
         assert not version.exists()
         assert list(version.parent.glob("incomplete.*"))
-    assert start_build(many_posters, tmp_path).wait() == 0
-    assert not list(version.parent.glob("incomplete.*"))
-    assert sum(sum(c.values()) for c in examples("poster_tfds/mine", tmp_path).values()) == 3000
-
-
-def test_ctrl_c_leaves_nothing_half_built(many_posters, tmp_path):
-    process = start_build(many_posters, tmp_path)
-    wait_for_incomplete(tmp_path / "poster_tfds/mine", process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() != 0
-    assert not list((tmp_path / "poster_tfds/mine").iterdir())
+    with begun_build(many_posters, tmp_path) as process:
+        assert len(list(version.parent.glob("incomplete.*"))) == 1
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode
+        assert not list(version.parent.iterdir())
+    with begun_build(many_posters, tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(directory_lock.HeldError, match="Another process is at work"):
+            conftest.build(many_posters, tmp_path, CUSTOM)
+        process.send_signal(signal.SIGCONT)
+        runs.finish(process)
+    assert [path.name for path in version.parent.iterdir()] == ["1.0.0"]
+    assert sum(examples("poster_tfds/mine", tmp_path).values(), Counter()).total() == 2000
 
 
 LITTLE_DISK = """
-mount -t tmpfs -o size=8m tmpfs {data_dir}
+mount -t tmpfs -o size=6m tmpfs {data_dir}
 {build} > /dev/null && exit 10
 ls -A {data_dir}/poster_tfds/mine
-mount -o remount,size=80m {data_dir}
-{build} > /dev/null || exit 11
-ls {data_dir}/poster_tfds/mine
 """
 
 
-def test_a_full_disk_leaves_nothing_half_built_and_with_room_the_build_works(
-    many_posters, tmp_path
-):
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_half_built(many_posters, tmp_path):
     build = shlex.join(build_command(many_posters, tmp_path))
     result = test_faults.run_in_own_mounts(LITTLE_DISK.format(data_dir=tmp_path, build=build))
     assert "No space left on device" in result.stderr
-    assert result.stdout == "1.0.0\n"
-
-
-def test_a_second_build_of_the_same_dataset_is_refused(many_posters, tmp_path):
-    first = start_build(many_posters, tmp_path)
-    wait_for_incomplete(tmp_path / "poster_tfds/mine", first)
-    first.send_signal(signal.SIGSTOP)
-    try:
-        second = start_build(many_posters, tmp_path)
-        _, stderr = second.communicate()
-        assert second.returncode != 0
-        assert "Another process is at work" in stderr
-        assert "Traceback" not in stderr
-    finally:
-        first.send_signal(signal.SIGCONT)
-    assert first.wait() == 0
+    assert result.stdout == ""

@@ -1,11 +1,13 @@
-"""The dataset holds what the CSV and the JPEGs hold, or is not built."""
+"""The dataset holds what the CSV and the JPEGs hold, or is not built, and one message says why."""
 
 import ast
 import collections
 import csv
 import hashlib
 import json
+import pickle
 import re
+import shutil
 import sys
 
 import PIL.Image
@@ -15,13 +17,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import poster_tfds  # noqa: F401
-from poster_tfds import directory_lock, faults, synthetic
-from poster_tfds.built import numbers
+from poster_tfds import directory_lock, faults, synthetic, user_errors
+from poster_tfds.built import verification
 from tests import conftest
 
 
 def read_csv(path):
-    """An independent reading: [(Id, [genre, ...]), ...] from the `Genre` column."""
+    """An independent reading: [(Id, [genre, ...], [column, ...]), ...] from the `Genre` column."""
     with open(path, newline="") as file:
         return [
             (row["Id"], ast.literal_eval(row["Genre"]), list(row)) for row in csv.DictReader(file)
@@ -67,18 +69,14 @@ def assert_splits_are_the_reference(name, data_dir, posters):
         assert collections.Counter(read_split(name, split, data_dir)) == expected
 
 
-def test_synthetic_splits_hold_every_row_and_every_byte(data_dir, synthetic_posters):
+def test_splits_hold_every_row_and_every_byte(data_dir, synthetic_posters):
     assert_splits_are_the_reference("poster_tfds/synthetic", data_dir, synthetic_posters)
-
-
-def test_genres_keep_the_order_of_the_columns(data_dir):
     info = tfds.builder("poster_tfds/synthetic", data_dir=data_dir).info
     assert info.features["genres"].feature.names == list(synthetic.GENRES)
 
 
 def test_metadata_count_what_is_in_each_split(data_dir):
     folder = data_dir / "poster_tfds/synthetic/1.0.0"
-    sums = sha256_of_files(folder)
     kept = json.loads((folder / "metadata.json").read_text())["splits"]
     assert list(kept) == ["train", "test"]
     for split, counts in kept.items():
@@ -92,36 +90,19 @@ def test_metadata_count_what_is_in_each_split(data_dir):
         records = [len(list(tf.data.TFRecordDataset(str(path)))) for path in shards]
         overhead = 16 * sum(records)  # Lengths and checksums.
         assert counts["bytes"] == sum(path.stat().st_size for path in shards) - overhead
-        lines = (
-            f"{sums[path.name]}  {path.name}  {length}\n"
-            for path, length in zip(shards, records, strict=True)
-        )
-        digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-        assert counts["sha256"] == digest
 
 
-def test_builds_in_two_processes_give_byte_identical_files(data_dir, tmp_path):
-    conftest.build(None, tmp_path, "synthetic")
-    first, second = (
-        sha256_of_files(directory / "poster_tfds/synthetic/1.0.0")
-        for directory in (data_dir, tmp_path)
-    )
-    assert len(first) > 32
-    assert first == second
-
-
+@pytest.mark.slow
 def test_the_real_posters_give_the_reference_split(real_posters, tmp_path):
-    conftest.tfds_build("--config=imdb", f"--manual_dir={real_posters}", f"--data_dir={tmp_path}")
+    info = conftest.build(real_posters, tmp_path, "imdb").info
     assert_splits_are_the_reference("poster_tfds/imdb", tmp_path, real_posters)
-    info = tfds.builder("poster_tfds/imdb", data_dir=tmp_path).info
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 6165,
         "test": 1089,
     }
     columns = read_csv(real_posters / "train.csv")[0][2]
     assert info.features["genres"].feature.names == columns[2:]
-    assert info.splits["train"].num_shards >= 16
-    assert info.splits["test"].num_shards >= 16
+    assert min(split.num_shards for split in info.splits.values()) >= 16
 
 
 @pytest.fixture
@@ -132,9 +113,28 @@ def posters(tmp_path):
     return directory
 
 
+def test_two_builds_give_byte_identical_files(posters, tmp_path):
+    first, second = (
+        sha256_of_files(conftest.build(posters, tmp_path / name, "imdb").data_path)
+        for name in ("first", "second")
+    )
+    assert len(first) > 22
+    assert first == second
+
+
 def test_num_shards_is_obeyed(posters, tmp_path):
     builder = conftest.build(posters, tmp_path / "data", "imdb", num_shards=3)
     assert [split.num_shards for split in builder.info.splits.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("num_megabytes", "num_examples", "num_shards"),
+    [(1, 5, 5), (1, 600, 16), (2048, 60_000, 16), (2049, 60_000, 17), (320_000, 10**7, 2500)],
+)
+def test_the_number_of_shards_follows_the_size(num_megabytes, num_examples, num_shards):
+    """At least 16 where there are as many examples, and none over 128 MB."""
+    shard_config = poster_tfds.poster_tfds_dataset_builder._ShardConfig()
+    assert shard_config.get_number_shards(num_megabytes << 20, num_examples) == num_shards
 
 
 def damage(posters):
@@ -151,17 +151,18 @@ def damage(posters):
     (posters / "train.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_all_faults_are_named_in_one_message_and_nothing_is_left(posters, tmp_path):
-    damage(posters)
-    result = conftest.tfds_build(
-        "--config=imdb", f"--manual_dir={posters}", f"--data_dir={tmp_path / 'data'}", check=False
-    )
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    message = result.stderr[result.stderr.index("6 faults in") :]
+def assert_all_are_named(message):
+    message = message[message.index("6 faults in") :]
     for line, poster in ((5, 3), (7, 5), (9, 7), (11, 9), (13, 11)):
         assert f"line {line} (synthetic{poster:07d}): " in message
     assert "line 15: 11 fields, the header has 10" in message
+
+
+def test_all_faults_are_named_in_one_message_and_nothing_is_left(posters, tmp_path):
+    damage(posters)
+    with pytest.raises(faults.PosterDataError) as error:
+        conftest.build(posters, tmp_path / "data", "imdb")
+    assert_all_are_named(str(error.value))
     assert not list((tmp_path / "data").rglob("*tfrecord*"))
     assert not list((tmp_path / "data").rglob("incomplete*"))
 
@@ -177,12 +178,6 @@ def test_of_many_faults_twenty_are_shown_and_all_counted(posters, tmp_path):
     assert message.count("the file is empty") == 20
 
 
-def test_a_header_that_cannot_be_used_stops_the_build(posters, tmp_path):
-    (posters / "train.csv").write_text("Id,Title\nsynthetic0000000,Alien\n")
-    with pytest.raises(faults.UserError, match="there is no genre column"):
-        conftest.build(posters, tmp_path / "data", "imdb")
-
-
 def test_without_posters_the_message_tells_how_to_fetch_them(tmp_path):
     clone = "git clone https://github.com/laxmimerit/Movies-Poster_Dataset"
     with pytest.raises(faults.UserError, match=clone):
@@ -190,6 +185,37 @@ def test_without_posters_the_message_tells_how_to_fetch_them(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(faults.UserError, match=clone):
         conftest.build(tmp_path, tmp_path, "imdb")
+    with pytest.raises(faults.UserError, match="nowhere does not exist or is empty"):
+        conftest.build(tmp_path / "nowhere", tmp_path, "imdb")
+
+
+def test_a_mistake_ends_tfds_build_in_words_and_any_other_error_with_its_traceback(monkeypatch):
+    handler = user_errors._MistakeHandler()
+    errors = []
+    for text in ('{"name": "mine", ', "{"):
+        with pytest.raises(json.JSONDecodeError) as error:
+            json.loads(text)
+        errors.append(error.value)
+    monkeypatch.setattr(sys, "argv", ["tfds", f'--config={{"name": "mine", '])
+    assert handler.wants(errors[0]) and handler.wants(faults.UserError("x"))
+    assert user_errors._find_message(errors[0]).startswith(
+        '--config: {"name": "mine",  is not JSON'
+    )
+    assert not handler.wants(errors[1])
+    assert not handler.wants(IndexError())
+
+
+def test_several_processes_can_hand_a_message_on():
+    """One that cannot be pickled would have `tfds build` wait for ever."""
+    fault = faults.Fault(3, "a", "broken")
+    for error in (
+        faults.PosterDataError("train.csv", [fault]),
+        directory_lock.HeldError("at work"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert vars(copy) == vars(error)
 
 
 def test_the_readmes_five_posters_are_built_and_trained_on(tmp_path):
@@ -211,37 +237,9 @@ def test_the_readmes_five_posters_are_built_and_trained_on(tmp_path):
             poster: set(genres) for poster, genres, _ in read_split(name, split, tmp_path / "data")
         }
         assert found == expected
-    conftest.train(
-        f"--dataset={name}", "--epochs=1", data_dir=tmp_path / "data", run_dir=tmp_path / "run"
-    )
+    conftest.train(tmp_path / "data", tmp_path / "run", dataset=name, epochs=1, batch_size=3)
     facts = json.loads((tmp_path / "run" / "config.json").read_text())
     assert facts["genres"] == ["Noir", "Heist"]
-
-
-def test_the_page_tells_what_the_dataset_holds(data_dir, tmp_path):
-    result = conftest.run(
-        sys.executable,
-        *("-m", "poster_tfds", "--config=synthetic"),
-        *(f"--data_dir={data_dir}", f"--output_dir={tmp_path}"),
-    )
-    rows = read_csv(data_dir / "downloads" / "poster_tfds_synthetic" / "train.csv")
-    counts = collections.Counter(genre for _, genres, _ in rows for genre in genres)
-    for genre, count in counts.items():
-        assert re.search(rf"^{re.escape(genre)} +{count} ", result.stdout, re.MULTILINE)
-    assert re.search(r"^train +510 ", result.stdout, re.MULTILINE)
-    page = (tmp_path / "dataset.html").read_text()
-    assert page.count("<figure>") == 24
-    assert not re.search(r'(src|href)="(?!data:)', page)
-    for name in ("genres", "labels_per_poster", "together", "sizes"):
-        PIL.Image.open(tmp_path / f"{name}.png").verify()
-
-
-def test_a_dataset_that_is_not_built_has_no_page(tmp_path):
-    command = (sys.executable, "-m", "poster_tfds", "--config=mine", f"--data_dir={tmp_path}")
-    result = conftest.run(*command, check=False)
-    assert result.returncode == 1
-    assert "poster_tfds/mine is not built in" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_a_built_dataset_opens_while_another_process_is_at_work(posters, tmp_path):
@@ -262,20 +260,37 @@ def test_another_number_of_synthetic_posters_is_drawn_anew(tmp_path):
         assert len(list((tmp_path / "drawn" / "Images").iterdir())) == count
 
 
-def test_leaks_and_repeats_are_counted(posters, tmp_path):
-    """The reference split of a CSV with each row twice has most posters in both splits."""
-    path = posters / "train.csv"
-    header, *lines = path.read_text().splitlines()
-    path.write_text("\n".join([header, *lines, *lines]) + "\n")
-    builder = conftest.build(posters, tmp_path, "imdb")
-    found = numbers.collect(builder)
-    train, test = (
-        [poster for poster, _, _ in read_split("poster_tfds/imdb", split, tmp_path)]
-        for split in ("train", "test")
+@pytest.mark.slow
+def test_the_commands_build_look_at_and_check_a_dataset_from_any_folder(posters, tmp_path):
+    def run(module, *flags, check=True):
+        command = (sys.executable, "-m", module, "--config=imdb", "--data_dir=data", *flags)
+        project = str(conftest.PROJECT)
+        result = conftest.run(*command, cwd=tmp_path, check=check, PYTHONPATH=project)
+        assert "Traceback" not in result.stderr
+        return result
+
+    shutil.copytree(posters, tmp_path / "bad")
+    damage(tmp_path / "bad")
+    refused = conftest.tfds_build(
+        *("--config=imdb", f"--manual_dir={tmp_path / 'bad'}", "--num_processes=2"),
+        f"--data_dir={tmp_path / 'data'}",
+        check=False,
     )
-    shared = len(set(train) & set(test))
-    assert shared > 0
-    leaks = numbers.find_leaks(found)
-    assert leaks.loc["train and test"].tolist() == [shared, shared]
-    repeated = numbers.describe_splits(found)["repeated posters"]
-    assert repeated["train"] == len(train) - len(set(train))
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert_all_are_named(refused.stderr)
+
+    folder = tmp_path / "data/poster_tfds/imdb/1.0.0"
+    assert "8 genres from 0/1 columns" in run("poster_tfds.build", "--manual_dir=posters").stdout
+    ours = conftest.build(posters, tmp_path / "ours", "imdb")
+    assert sha256_of_files(folder) == sha256_of_files(ours.data_path)
+
+    (posters / "Images").rename(posters / "gone")  # The dataset needs them no more.
+    assert "Wrote data/pages/imdb/dataset.html" in run("poster_tfds").stdout
+    assert len(list((tmp_path / "data/pages/imdb").glob("*.png"))) == 4
+    assert verification.verify(tfds.builder("poster_tfds/imdb", data_dir=tmp_path / "data")) == []
+    shard = min(folder.glob("*tfrecord*"))
+    shard.unlink()
+    wrong = run("poster_tfds.verify", check=False)
+    assert wrong.returncode == 1
+    assert f"poster_tfds/imdb/1.0.0: 1 problem\n  {shard.relative_to(tmp_path)}" in wrong.stderr

@@ -7,8 +7,8 @@ import pytest
 import poster_tfds
 from poster_tfds import faults
 from tests import conftest
-from tests.test_annotation_forms import PLAIN, assert_expected, images, posters  # noqa: F401
-from tests.test_dataset_builder import sha256_of_files
+from tests.test_annotation_forms import EXPECTED, PLAIN, images, posters  # noqa: F401
+from tests.test_dataset_builder import read_split, sha256_of_files
 
 NOIR, HEIST = [1, 1, 0, 0, 1], [0, 1, 1, 0, 0]
 LISTS = [["Noir"], ["Noir", "Heist"], ["Heist"], [], ["Noir"]]
@@ -37,6 +37,15 @@ def build_frame(frame, posters, **settings):  # noqa: F811
     settings = {"validation_fraction": 0, "test_fraction": 0, **settings}
     data_dir = posters.parent / "data"
     return poster_tfds.build(frame, posters / "Images", data_dir, "mine", **settings)
+
+
+def assert_expected(builder, posters):  # noqa: F811
+    rows = read_split("poster_tfds/mine", "train", posters.parent / "data")
+    assert builder.info.splits.total_num_examples == len(rows) == 5
+    assert {poster_id: (set(genres), image) for poster_id, genres, image in rows} == {
+        poster_id: (genres, (posters / "Images" / f"{poster_id}.jpg").read_bytes())
+        for poster_id, genres in EXPECTED.items()
+    }
 
 
 @pytest.mark.parametrize("form", FRAMES)

@@ -24,7 +24,7 @@ CELLS = [
     *("Noir", "Noir|Heist", "Noir, Heist", "['Noir' 'Heist']", "('Heist',)", '["N/A"]', "noir"),
     *("[{'name': 'Noir'}]", "a\nb", "é", '"', "''", "N/A", "NA", "Noir/Heist", "../p1", "p1.jpg"),
 ]
-BYTES = [b",", b";", b"\t", b'"', b"'", b"\n", b"\r", b"\0", b"\xe9", b"\xff", b"1", b"|", b"[", b" "]  # fmt: skip
+BYTES = [bytes([byte]) for byte in b",;\t\"'\n\r\0\xe9\xff1|[ "]
 
 
 def tables(rng):
