@@ -16,7 +16,7 @@ import sklearn.model_selection
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import poster_tfds  # noqa: F401
+import poster_tfds
 from poster_tfds import directory_lock, faults, synthetic, user_errors
 from poster_tfds.built import verification
 from tests import conftest
@@ -196,7 +196,7 @@ def test_a_mistake_ends_tfds_build_in_words_and_any_other_error_with_its_traceba
         with pytest.raises(json.JSONDecodeError) as error:
             json.loads(text)
         errors.append(error.value)
-    monkeypatch.setattr(sys, "argv", ["tfds", f'--config={{"name": "mine", '])
+    monkeypatch.setattr(sys, "argv", ["tfds", '--config={"name": "mine", '])
     assert handler.wants(errors[0]) and handler.wants(faults.UserError("x"))
     assert user_errors._find_message(errors[0]).startswith(
         '--config: {"name": "mine",  is not JSON'
