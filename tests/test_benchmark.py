@@ -8,7 +8,7 @@ import pytest
 
 from tests import conftest
 from trainer import config, flops
-from trainer.benchmark import __main__ as benchmark, checkouts, turns
+from trainer.benchmark import __main__ as benchmark, checkouts, stages
 from trainer.models import registry
 
 NAMES = [
@@ -115,7 +115,7 @@ def test_a_turn_counts_what_was_done_while_the_clock_ran():
         calls.append(sum(range(10_000)))
         return 7
 
-    turn = turns.take_turn(step, 0.05) + turns.take_turn(step, 0)
+    turn = stages.take_turn(step, 0.05) + stages.take_turn(step, 0)
     assert turn.images == 7 * (len(calls) - 6)  # Three to warm up, twice.
     assert turn.seconds >= 0.05
     figures = turn.figures()

@@ -15,7 +15,7 @@ from PIL import Image
 from export import serving_files
 from tests import conftest, stand_in_server
 from tests.test_preprocessing import make_jpeg
-from trainer.benchmark import turns
+from trainer.benchmark import stages
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +106,11 @@ def test_an_image_that_is_refused_by_its_header_costs_no_memory(served):
     images = [jpeg_header(30000, 30000), bomb, make_jpeg(60, 90)]
     assert len(bomb) < conftest.MAX_BYTES
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
-    before = turns.peak_memory()
+    before = stages.peak_memory()
     for batch in (images, images[:1], images[1:2], [images[0], images[2]]):
         answer = served.run("serving_default", image_bytes=batch)
         assert [b"pixels" in error for error in answer["error"]] == [i != images[2] for i in batch]
-    assert turns.peak_memory() - before < 50e6
+    assert stages.peak_memory() - before < 50e6
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 5])
@@ -178,9 +178,9 @@ def test_mutated_images_raise_nothing_change_no_neighbour_and_keep_no_memory(ser
         assert (answer["scores"][~answer["ok"]] == 0).all()
         bad += (~answer["ok"]).sum()
         if number == num_batches // 2:
-            halfway = turns.peak_memory()
+            halfway = stages.peak_memory()
     assert 0.2 < bad / (14 * num_batches) < 0.95
-    assert turns.peak_memory() - halfway < 200e6
+    assert stages.peak_memory() - halfway < 200e6
 
 
 def test_the_warmup_requests_are_answered(version, served, synthetic_posters):

@@ -14,10 +14,10 @@ from trainer import (
     config as config_lib,
     learner as learner_lib,
     progress as progress_lib,
+    run_data,
     runtime,
     steps,
 )
-from trainer.data import run_data
 from trainer.models import losses as losses_lib
 
 _MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.

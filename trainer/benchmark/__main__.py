@@ -20,18 +20,8 @@ from absl import flags
 from trainer import command_line, config as config_lib
 
 _SETTINGS = (
-    "dataset",
-    "data_dir",
-    "train_split",
-    "image_size",
-    "batch_size",
-    "precision",
-    "augment",
-    "augment_on",
-    "randaugment",
-    "mixup",
-    "cutmix",
-    "jit_compile",
+    *("dataset", "data_dir", "train_split", "image_size", "batch_size", "precision"),
+    *("augment", "augment_on", "randaugment", "mixup", "cutmix", "jit_compile"),
 )
 _COMPARISONS = ("tutorial", "keras_fit")
 _TURNS = 3
@@ -59,7 +49,6 @@ _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
 def main(arguments: list[str]) -> None:
-    """Measures what the flags name and prints one table."""
     del arguments
     for name in _COMPARE.value:
         if name not in _COMPARISONS:
@@ -72,11 +61,7 @@ def main(arguments: list[str]) -> None:
 
 
 def compare_checkouts(there: pathlib.Path) -> None:
-    """Measures another checkout and this one in turns and prints a table; writes the JSON.
-
-    Raises:
-        config.UsageError: one of them cannot be measured.
-    """
+    """Measures another checkout and this one in turns and prints a table; writes the JSON."""
     from trainer.benchmark import checkouts
     from trainer.run import directory
 
@@ -94,17 +79,12 @@ def compare_checkouts(there: pathlib.Path) -> None:
 
 
 def measure(config: config_lib.Config) -> None:
-    """Measures all stages in turns, prints them and writes the JSON.
-
-    Raises:
-        config.UsageError: the settings cannot be used; the message says what to do.
-    """
+    """Measures all stages in turns, prints them and writes the JSON."""
     import tensorflow as tf
-    import tqdm
 
     from poster_tfds import machine
     from trainer import flops as flops_lib, runtime
-    from trainer.benchmark import peers, stages as stages_lib, turns
+    from trainer.benchmark import peers, stages as stages_lib
     from trainer.data import splits
     from trainer.models import registry
     from trainer.run import directory
@@ -113,29 +93,23 @@ def measure(config: config_lib.Config) -> None:
     precision = runtime.choose_precision(config.precision)
     num_genres = len(split.genres)
     create = {
-        "tutorial": ("tutorial_loop", peers.tutorial_loop, (config,)),
-        "keras_fit": ("keras_fit", peers.keras_fit, (config, num_genres)),
+        "tutorial": (peers.tutorial_loop, config),
+        "keras_fit": (peers.keras_fit, config, num_genres),
     }
     with contextlib.ExitStack() as stack:
         training = stages_lib.training_stages(split, config, precision)
         training["step_resident"](0)
-        memory = {"step_resident": turns.peak_memory()}
+        memory = {"step_resident": stages_lib.peak_memory()}
         started = {
-            name: stack.enter_context(peers.Peer(function, *arguments))
-            for name, function, arguments in (create[name] for name in _COMPARE.value)
+            create[name][0].__name__: stack.enter_context(peers.Peer(*create[name]))
+            for name in _COMPARE.value
         }
         stages = {
             **stages_lib.pipeline_stages(split, config),
             **training,
             **{name: peer.take_turn for name, peer in started.items()},
         }
-        measured = {}
-        for _ in range(_TURNS):
-            for name, take_turn in tqdm.tqdm(
-                stages.items(), leave=False, disable=not sys.stderr.isatty()
-            ):
-                turn = take_turn(_SECONDS.value / _TURNS)
-                measured[name] = measured[name] + turn if name in measured else turn
+        measured = stages_lib.take_turns(stages, _SECONDS.value, _TURNS)
         memory.update({name: peer.peak_memory() for name, peer in started.items()})
     flops = stages_lib.matmul_flops(precision, _SECONDS.value / _TURNS)
     model = registry.create_model(config, num_genres, precision)
@@ -143,7 +117,7 @@ def measure(config: config_lib.Config) -> None:
     figures = {name: turn.figures() for name, turn in measured.items()}
     device = tf.config.list_logical_devices()[-1].device_type
     cores = machine.num_cores()
-    peak = turns.peak_memory()
+    peak = stages_lib.peak_memory()
     print(
         f"{split.builder.info.full_name} on {device}, {cores} cores, {precision}, batches of "
         f"{config.batch_size}\n\n{format_table(figures, limit)}\n\n"
@@ -167,12 +141,7 @@ def measure(config: config_lib.Config) -> None:
 
 
 def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
-    """Returns the stages as a table.
-
-    Args:
-        figures: what `turns.Turn.figures` returns, by stage.
-        limit: images a second that the step cannot exceed.
-    """
+    """Returns `Turn.figures` by stage as a table; `limit` is img/s that the step cannot exceed."""
     table = pd.DataFrame.from_dict(figures, "index")
     speeds = table["images_per_second"]
     ceilings = speeds.reindex(_CEILINGS.values()).set_axis(list(_CEILINGS))
@@ -181,17 +150,10 @@ def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
     table["of its ceiling"] = pd.Series(
         {name: f"{share:.2f} {_CEILINGS.get(name, 'limit')}" for name, share in shares.items()}
     )
-    return (
-        table.fillna("")
-        .rename(columns={"images_per_second": "img/s", "cpu_ms_per_image": "CPU ms/img"})
-        .rename(columns={"cores_busy": "cores busy"})
-        .to_string(
-            formatters={
-                "img/s": "{:.1f}".format,
-                "CPU ms/img": "{:.2f}".format,
-                "cores busy": "{:.2f}".format,
-            }
-        )
+    table.columns = ["img/s", "CPU ms/img", "cores busy", "of its ceiling"]
+    formats = dict(zip(table.columns, ("{:.1f}", "{:.2f}", "{:.2f}"), strict=False))
+    return table.fillna("").to_string(
+        formatters={name: text.format for name, text in formats.items()}
     )
 
 
@@ -202,8 +164,7 @@ def explain(figures: dict[str, dict[str, float]]) -> str:
         return figures[name]["images_per_second"] / figures["step_resident"]["images_per_second"]
 
     def added_cost(name):
-        before = figures[_CEILINGS[name]]["cpu_ms_per_image"]
-        return figures[name]["cpu_ms_per_image"] - before
+        return figures[name]["cpu_ms_per_image"] - figures[_CEILINGS[name]]["cpu_ms_per_image"]
 
     dearest = max(("parse", "decode", "resize", "cold_pipeline"), key=added_cost)
     if of_resident("step_fed_warm") < _KEEPS_UP:

@@ -22,13 +22,7 @@ HERE = pathlib.Path(__file__).parents[2]
 def compare(
     there: pathlib.Path, arguments: list[str], rounds: int, here: pathlib.Path = HERE
 ) -> pd.DataFrame:
-    """Runs the benchmark of both checkouts in turns.
-
-    Args:
-        there: the other checkout's root.
-        arguments: flags for both.
-        rounds: turns of each.
-        here: the root of this one.
+    """Runs the benchmark of both checkouts, given by their roots, in turns.
 
     Returns:
         Table of img/s by stage: columns `there`, `here` and `here / there`, medians over the
@@ -43,16 +37,13 @@ def compare(
             f"--checkout={there}: there is no trainer/benchmark in it. Name the root of another "
             "checkout of this project (`git worktree add DIR COMMIT` makes one)."
         )
-    speeds = {"there": [], "here": []}
-    roots = {"there": there, "here": here}
-    turns = [name for _ in range(rounds) for name in roots]
-    for name in tqdm.tqdm(turns, leave=False, disable=not sys.stderr.isatty()):
-        speeds[name].append(_measure(roots[name], arguments))
-    tables = {name: pd.DataFrame(rows) for name, rows in speeds.items()}
-    ratios = tables["here"] / tables["there"]
-    columns = {name: table.median() for name, table in tables.items()}
-    table = pd.DataFrame({**columns, "here / there": ratios.median()})
-    return table.reindex(tables["here"].columns).dropna()
+    speeds = []
+    for root in tqdm.tqdm([there, here] * rounds, leave=False, disable=not sys.stderr.isatty()):
+        speeds.append(_measure(root, arguments))
+    before, after = pd.DataFrame(speeds[::2]), pd.DataFrame(speeds[1::2])
+    columns = {"there": before, "here": after, "here / there": after / before}
+    table = pd.DataFrame({name: column.median() for name, column in columns.items()})
+    return table.reindex(after.columns).dropna()
 
 
 def _measure(root: pathlib.Path, arguments: list[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import command_line, config as config_lib
-from trainer.benchmark import stages, turns
+from trainer.benchmark import stages
 from trainer.data import splits
 from trainer.models import layers, registry
 
@@ -25,14 +25,11 @@ _WARM_UP = 2
 
 
 class Peer:
-    """A peer in a process of its own."""
+    """A peer in a process of its own, made there by one of the functions below."""
 
     def __init__(self, create, *arguments):
-        """Starts the process, with what one of the functions below returns."""
         self._process = concurrent.futures.ProcessPoolExecutor(
-            1,
-            multiprocessing.get_context("spawn"),
-            initializer=command_line.import_stock_tensorflow,
+            1, multiprocessing.get_context("spawn"), command_line.import_stock_tensorflow
         )
         self._process.submit(_create, create, arguments).result()
 
@@ -42,12 +39,12 @@ class Peer:
     def __exit__(self, *exception) -> None:
         self._process.shutdown()
 
-    def take_turn(self, seconds: float) -> turns.Turn:
+    def take_turn(self, seconds: float) -> stages.Turn:
         return self._process.submit(_take_turn, seconds).result()
 
     def peak_memory(self) -> int:
         """Returns the most memory that the process has held, in bytes."""
-        return self._process.submit(turns.peak_memory).result()
+        return self._process.submit(stages.peak_memory).result()
 
 
 _stages = []  # In a peer's process: the peer.
@@ -57,7 +54,7 @@ def _create(create, arguments) -> None:
     _stages.append(create(*arguments))
 
 
-def _take_turn(seconds: float) -> turns.Turn:
+def _take_turn(seconds: float) -> stages.Turn:
     return _stages[0](seconds)
 
 
@@ -66,7 +63,7 @@ def tutorial_loop(config: config_lib.Config) -> stages.Stage:
     posters = itertools.cycle(_read_posters(config))
     size = (config.image_size, config.image_size, 3)
 
-    def take_turn(seconds: float) -> turns.Turn:
+    def take_turn(seconds: float) -> stages.Turn:
         start, cpu_start = time.perf_counter(), time.process_time()
         loaded = []
         while not loaded or time.perf_counter() - start < seconds:
@@ -74,7 +71,7 @@ def tutorial_loop(config: config_lib.Config) -> stages.Stage:
             loaded.append(keras.utils.img_to_array(image) / 255)
         images = len(np.array(loaded))
         end, cpu_end = time.perf_counter(), time.process_time()
-        return turns.Turn(images, end - start, cpu_end - cpu_start)
+        return stages.Turn(images, end - start, cpu_end - cpu_start)
 
     return take_turn
 
@@ -94,7 +91,7 @@ def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
     batch = stages.resident_batch(config.image_size, config.batch_size, num_genres)
     batches = tf.data.Dataset.from_tensors((batch["image"], batch["genres"])).repeat()
 
-    def take_turn(seconds: float) -> turns.Turn:
+    def take_turn(seconds: float) -> stages.Turn:
         # From the end of one step to the end of another: `fit` may take seconds to end.
         clock = []
 
@@ -110,7 +107,7 @@ def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
         )
         (start, cpu_start), (end, cpu_end) = clock[_WARM_UP], clock[-1]
         images = config.batch_size * (len(clock) - 1 - _WARM_UP)
-        return turns.Turn(images, end - start, cpu_end - cpu_start)
+        return stages.Turn(images, end - start, cpu_end - cpu_start)
 
     return take_turn
 
