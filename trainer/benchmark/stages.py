@@ -29,9 +29,8 @@ class Turn:
     cpu_seconds: float
 
     def __add__(self, other: "Turn") -> "Turn":
-        return Turn(
-            *map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
-        )
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Turn(*map(sum, both))
 
     def figures(self) -> dict[str, float]:
         return {

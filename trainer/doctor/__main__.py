@@ -19,7 +19,6 @@ from trainer import command_line, config as config_lib, presets
 
 _SETTINGS = ("dataset", "data_dir", "train_split", "precision")
 _TIMED = "speed of the step"
-_WIDTH, _NAME_WIDTH, _OUTCOME_WIDTH = 100, 34, 8
 
 config_lib.define_flags(_SETTINGS)
 flags.FLAGS.set_default("dataset", "poster_tfds/synthetic")
@@ -42,30 +41,25 @@ def main(arguments: list[str]) -> None:
     """Describes the machine, runs the checks and ends with 1 if one failed."""
     del arguments
     command_line.import_tensorflow()
-    if not examine(config_lib.from_flags(_SETTINGS)):
-        sys.exit(1)
+    import tensorflow as tf
 
-
-def examine(config: config_lib.Config) -> bool:
-    """Says what was found, writes the JSON and returns whether nothing failed.
-
-    Raises:
-        config.UsageError: --checks names none, or the dataset is not there.
-    """
     from trainer import runtime
     from trainer.doctor import findings as findings_lib, machine
     from trainer.run import directory
 
-    strategy = _open_devices()
+    config = config_lib.from_flags(_SETTINGS)
+    # Replicas on all GPUs or, without any, on two halves of the CPU.
+    logical_cpus = 1 if tf.config.list_physical_devices("GPU") else 2
+    strategy = runtime.create_strategy("mirrored", logical_cpus=logical_cpus)
     checks = _choose(_make_checks(config, runtime.choose_precision(config.precision), strategy))
     facts = machine.describe(config.precision)
     for name, fact in facts.items():
-        print(_format_row(name, "", fact))
+        _print_row(name, "", fact)
     print(flush=True)
     found = findings_lib.run_checks(
         checks,
         60 * _MINUTES.value,
-        lambda name, finding: print(_format_row(name, finding.outcome, finding.detail), flush=True),
+        lambda name, finding: _print_row(name, finding.outcome, finding.detail),
     )
     outcomes = [finding.outcome for finding in found.values()]
     is_well = findings_lib.FAILED not in outcomes
@@ -89,17 +83,8 @@ def examine(config: config_lib.Config) -> bool:
             "flags": recommended,
         }
         directory.write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")
-    return is_well
-
-
-def _open_devices():
-    """Returns replicas on all GPUs or, without any, on two halves of the CPU."""
-    import tensorflow as tf
-
-    from trainer import runtime
-
-    logical_cpus = 1 if tf.config.list_physical_devices("GPU") else 2
-    return runtime.create_strategy("mirrored", logical_cpus=logical_cpus)
+    if not is_well:
+        sys.exit(1)
 
 
 def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
@@ -109,22 +94,21 @@ def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
 
     split = splits.open_split(config.dataset, config.data_dir, config.train_split)
     timed = dataclasses.replace(config, **presets.PRESETS[_PRESET.value])
-    partial, of_presets = functools.partial, sorted(presets.PRESETS)
+    partial = functools.partial
+
+    def of_presets(title, check, *arguments):
+        names = sorted(presets.PRESETS)
+        return {f"{title}: {name}": partial(check, name, *arguments) for name in names}
+
     return {
         "disk": partial(speeds.check_disk, split),
         "overflow in float16": checks.check_overflow,
         "replicas": partial(checks.check_replicas, strategy),
-        **{
-            f"kernels exist: {name}": partial(checks.check_kernels_exist, name, precision)
-            for name in of_presets
-        },
-        **{
-            f"kernels run: {name}": partial(checks.check_kernels_run, name, precision)
-            for name in of_presets
-        },
+        **of_presets("kernels exist", checks.check_kernels_exist, precision),
+        **of_presets("kernels run", checks.check_kernels_run, precision),
         _TIMED: partial(speeds.check_step, split, timed, precision, _SECONDS.value),
         "speed of the input": partial(speeds.check_input, split, timed, precision, _SECONDS.value),
-        **{f"arithmetic: {name}": partial(checks.check_arithmetic, name) for name in of_presets},
+        **of_presets("arithmetic", checks.check_arithmetic),
         "peak memory": partial(speeds.check_memory, split, timed, precision),
         "largest batch": partial(speeds.check_batch_size, split, timed, precision),
         # The last: TensorFlow stays deterministic, and slower.
@@ -133,11 +117,7 @@ def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
 
 
 def _choose(checks: dict) -> dict:
-    """Returns the checks that --checks names, or all.
-
-    Raises:
-        config.UsageError: no check begins so.
-    """
+    """Returns the checks that --checks names, or all."""
     for start in _CHECKS.value:
         if not any(name.startswith(start) for name in checks):
             raise config_lib.UsageError(
@@ -147,9 +127,10 @@ def _choose(checks: dict) -> dict:
     return {name: check for name, check in checks.items() if name.startswith(starts)}
 
 
-def _format_row(name: str, outcome: str, detail: str) -> str:
-    start = f"{name:{_NAME_WIDTH}} {outcome:{_OUTCOME_WIDTH}} "
-    return textwrap.fill(detail, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+def _print_row(name: str, outcome: str, detail: str) -> None:
+    start = f"{name:34} {outcome:8} "
+    indent = " " * len(start)
+    print(textwrap.fill(detail, 100, initial_indent=start, subsequent_indent=indent), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whether the training step is right on this machine: each check is a function to a finding."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -42,13 +43,15 @@ class Training(NamedTuple):
     batch: dict[str, tf.Tensor]  # The one that the batches are, of all replicas.
 
     def make_step(self, loss=losses.binary_crossentropy, jit_compile: bool = False):
-        return steps.make_train_step(
-            self.model,
-            self.optimizer,
-            self.strategy,
-            loss,
-            computation=steps.Computation(jit_compile),
-        )
+        computation = steps.Computation(jit_compile)
+        trained = (self.model, self.optimizer, self.strategy)
+        return steps.make_train_step(*trained, loss, computation=computation)
+
+    def resident_step(self):
+        """Returns a function without arguments: the step, on a batch that is there already."""
+        # No dataset's iterator: the function is traced with the batch in it and reads nothing.
+        step, again = self.make_step(), (self.batch for _ in itertools.count())
+        return tf.function(lambda: step(again))
 
     def weights(self) -> list[np.ndarray]:
         return [np.asarray(weight) for weight in self.model.weights]
@@ -70,7 +73,9 @@ def begin_training(
         optimizer = optimizer_lib.create_optimizer(config, precision, 1)
         optimizer.build(model.trainable_variables)
     _let_posters_through(model)
-    batch = _make_batch(config)
+    batch = stages.resident_batch(config.image_size, config.batch_size, _GENRES)
+    draws = tf.random.stateless_uniform(batch["genres"].shape, (0, 1))
+    batch["genres"] = tf.cast(draws < 0.3, tf.float32)
     per_replica = config.batch_size // strategy.num_replicas_in_sync
     batches = strategy.distribute_datasets_from_function(
         lambda context: tf.data.Dataset.from_tensor_slices(batch).batch(per_replica).repeat()
@@ -88,27 +93,23 @@ def check_kernels_exist(preset: str, precision: str) -> findings.Finding:
             findings.LEFT_OUT, "this build of TensorFlow has no kernels for GPUs"
         )
     training = begin_training(small_config(preset), precision)
-    graph = _resident_step(preset, training).get_concrete_function().graph.as_graph_def()
+    graph = training.resident_step().get_concrete_function().graph.as_graph_def()
     missing = find_missing_gpu_kernels(graph)
     for variable in (*training.model.variables, *training.optimizer.variables):
         dtype = tf.as_dtype(variable.dtype)
         if not _has_gpu_kernel("VarHandleOp", {"dtype": dtype.as_datatype_enum}):
             missing.add(f"a variable of {dtype.name}")
     num_nodes = sum(len(function.node_def) for function in graph.library.function)
-    return findings.judge(
-        not missing,
-        f"no GPU kernel for {', '.join(sorted(missing))}"
-        if missing
-        else f"a GPU kernel for each of {num_nodes} operations in {precision}",
-    )
+    if missing:
+        return findings.judge(False, f"no GPU kernel for {', '.join(sorted(missing))}")
+    return findings.judge(True, f"a GPU kernel for each of {num_nodes} operations in {precision}")
 
 
 def check_kernels_run(preset: str, precision: str) -> findings.Finding:
     """Takes a preset's training step on the GPU, where nothing may go to the CPU instead."""
     if not tf.config.list_physical_devices("GPU"):
         return findings.Finding(findings.LEFT_OUT, "there is no GPU")
-    training = begin_training(small_config(preset), precision)
-    step = _resident_step(preset, training)
+    step = begin_training(small_config(preset), precision).resident_step()
     soft = tf.config.get_soft_device_placement()
     tf.config.set_soft_device_placement(False)
     try:
@@ -137,38 +138,35 @@ def check_replicas(strategy: tf.distribute.Strategy) -> findings.Finding:
         return findings.Finding(findings.LEFT_OUT, "there is one GPU")
     # Each replica drops other features; without, all together do what one does.
     replicas = strategy.num_replicas_in_sync
+    device_type = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
     changes = {"dropout": 0.0, "batch_size": 8 * replicas}
     expected = train("compact", "float32", **changes)
     error = relative_error(train("compact", "float32", strategy, **changes), expected)
-    return judge_errors({"replicas": error}, f", {replicas} {_device_types(strategy)}s")
+    return judge_errors({"replicas": error}, f", {replicas} {device_type}s")
 
 
 def check_overflow() -> findings.Finding:
     """Lets gradients overflow in float16: the step is skipped, the scale halved, the next taken."""
     training = begin_training(small_config("compact"), "mixed_float16")
     optimizer = training.optimizer
-    before, scale = training.weights(), float(optimizer.dynamic_scale)
-    trainable = {id(weight) for weight in training.model.trainable_weights}
-    is_trained = [id(weight) in trainable for weight in training.model.weights]
+    scale = float(optimizer.dynamic_scale)
+
+    def trained_weights():
+        return [np.asarray(weight) for weight in training.model.trainable_weights]
 
     def huge(labels, logits):
         return 1e30 * losses.binary_crossentropy(labels, logits)
 
+    before = trained_weights()
     training.make_step(huge)(training.batches)
-    after = training.weights()
-    skipped = all(
-        np.array_equal(a, b) for a, b, t in zip(after, before, is_trained, strict=True) if t
-    )
+    skipped = all(map(np.array_equal, trained_weights(), before))
     halved = float(optimizer.dynamic_scale) == scale / 2
     finite_step = training.make_step()
     # The scale halves until the gradients fit.
     for _ in range(_STEPS):
         finite_step(training.batches)
-    last = training.weights()
-    moved = any(
-        not np.array_equal(a, b) for a, b, t in zip(last, before, is_trained, strict=True) if t
-    )
-    finite = all(np.isfinite(weight).all() for weight in last)
+    moved = not all(map(np.array_equal, trained_weights(), before))
+    finite = all(np.isfinite(weight).all() for weight in training.weights())
     return findings.judge(
         skipped and halved and moved and finite,
         f"overflow {'skipped' if skipped else 'NOT skipped'}, "
@@ -191,11 +189,8 @@ def check_determinism(precision: str) -> findings.Finding:
             step(training.batches)
         runs.append(training.weights())
     different = sum(not np.array_equal(a, b) for a, b in zip(*runs, strict=True))
-    return findings.judge(
-        not different,
-        f"{different} of {len(runs[0])} weights differ between two runs of {_STEPS} steps in "
-        f"{precision}",
-    )
+    what = f"weights differ between two runs of {_STEPS} steps in {precision}"
+    return findings.judge(not different, f"{different} of {len(runs[0])} {what}")
 
 
 def train(
@@ -222,19 +217,12 @@ def judge_errors(errors: dict[str, float], note: str = "") -> findings.Finding:
     """Returns whether relative errors are within `TOLERANCES`, whose names they have."""
     # Written so that nan is not.
     is_right = all(error <= TOLERANCES[name] for name, error in errors.items())
-    return findings.judge(
-        is_right,
-        "; ".join(f"{name} {error:.1g} of {TOLERANCES[name]:g}" for name, error in errors.items())
-        + f" in {_STEPS} steps{note}",
-    )
+    told = (f"{name} {error:.1g} of {TOLERANCES[name]:g}" for name, error in errors.items())
+    return findings.judge(is_right, f"{'; '.join(told)} in {_STEPS} steps{note}")
 
 
 def find_missing_gpu_kernels(graph: tf.compat.v1.GraphDef) -> set[str]:
-    """Returns the operations of a graph's functions that no GPU kernel is registered for.
-
-    Args:
-        graph: of a concrete function, with the functions that it calls.
-    """
+    """Returns the operations of a concrete function's graph that have no GPU kernel."""
     functions = {function.signature.name for function in graph.library.function}
     nodes = [node for function in graph.library.function for node in function.node_def]
     missing = set()
@@ -272,35 +260,6 @@ def _has_gpu_kernel(op: str, types: dict[str, int]) -> bool:
     return any(map(suits, _kernels_of(op)))
 
 
-class _Again:
-    """An iterator that gives one batch for ever.
-
-    It is no dataset's, so that a function is traced with the batch in it and reads nothing.
-    """
-
-    def __init__(self, batch):
-        self._batch = batch
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self._batch
-
-
-def _resident_step(preset: str, training: Training):
-    """Returns a function without arguments: the step, on a batch that is there already."""
-    batch = _make_batch(small_config(preset))
-    step = training.make_step()
-    return tf.function(lambda: step(_Again(batch)))
-
-
-def _make_batch(config: config_lib.Config) -> dict[str, tf.Tensor]:
-    batch = stages.resident_batch(config.image_size, config.batch_size, _GENRES)
-    draws = tf.random.stateless_uniform(batch["genres"].shape, (0, 1))
-    return {**batch, "genres": tf.cast(draws < 0.3, tf.float32)}
-
-
 def _let_posters_through(model: keras.Model) -> None:
     """Makes a pretrained backbone's fresh depthwise filters as large as their few inputs ask for.
 
@@ -310,7 +269,3 @@ def _let_posters_through(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         if isinstance(layer, layers.ConvBatchNorm) and layer.filters is None:
             layer.kernel.assign(layer.kernel * layer.kernel.shape[2] ** 0.5)
-
-
-def _device_types(strategy: tf.distribute.Strategy) -> str:
-    return tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type

@@ -16,7 +16,6 @@ class Finding(NamedTuple):
 
 
 def judge(is_right: bool, detail: str) -> Finding:
-    """Returns the finding of a check that compared something."""
     return Finding(PASSED if is_right else FAILED, detail)
 
 
@@ -25,15 +24,10 @@ def run_checks(
     seconds: float,
     tell: Callable[[str, Finding], None],
 ) -> dict[str, Finding]:
-    """Runs checks in their order and returns what each found.
+    """Runs checks in their order, tells of each finding as it comes, and returns all by name.
 
     An exception in a check is a failure with its message. After Ctrl-C, and when the time is
     over, the checks that have not begun are left out.
-
-    Args:
-        checks: by name.
-        seconds: after which no check is begun.
-        tell: is called with each finding as it comes.
     """
     end = time.monotonic() + seconds
     findings, interrupted = {}, False

@@ -11,20 +11,17 @@ from poster_tfds import machine
 from trainer import runtime
 
 _NOT_KNOWN = "not known"
+_NO_DRIVER = "none: there is no /proc/driver/nvidia/version"
 
 
 def describe(precision: str) -> dict[str, str]:
-    """Returns what can be known of this machine without trying anything.
-
-    Args:
-        precision: of `--precision`.
-    """
+    """Returns what can be known of this machine without trying anything; `precision` as a flag."""
     build = tf.sysconfig.get_build_info()
     facts = {
         "tensorflow": f"{tf.__version__}, Python {platform.python_version()}",
         "CUDA, cuDNN": f"built for {build.get('cuda_version', 'none')} and "
         f"{build.get('cudnn_version', 'none')}; installed cuDNN {_cudnn_version()}",
-        "GPU driver": _first_line("/proc/driver/nvidia/version"),
+        "GPU driver": (_lines("/proc/driver/nvidia/version") or [_NO_DRIVER])[0].strip(),
     }
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -37,8 +34,7 @@ def describe(precision: str) -> dict[str, str]:
     strategy = runtime.choose_strategy("auto")
     return {
         **facts,
-        "CPU": f"{_field('/proc/cpuinfo', 'model name')}, {machine.num_cores()} cores to use of "
-        f"{os.cpu_count()}",
+        "CPU": f"{_cpu_model()}, {machine.num_cores()} cores to use of {os.cpu_count()}",
         "memory": f"{machine.available_memory() / 1e9:.1f} GB to use; the machine has "
         f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "cgroup": _cgroups(),
@@ -72,24 +68,18 @@ def _cudnn_version() -> str:
 
 def _cgroups() -> str:
     """Returns the paths of the cgroups whose limits hold for this process, as cgroups(7) says."""
+    return (
+        ", ".join(sorted({line.split(":", 2)[2] for line in _lines("/proc/self/cgroup")})) or "none"
+    )
+
+
+def _cpu_model() -> str:
+    models = (line for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
+    return next(models, f":{_NOT_KNOWN}").partition(":")[2].strip()
+
+
+def _lines(path: str) -> list[str]:
     try:
-        lines = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
+        return pathlib.Path(path).read_text().splitlines()
     except OSError:
-        return "none"
-    return ", ".join(sorted({line.split(":", 2)[2] for line in lines})) or "none"
-
-
-def _first_line(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text().splitlines()[0].strip()
-    except (OSError, IndexError):
-        return f"none: there is no {path}"
-
-
-def _field(path: str, name: str) -> str:
-    try:
-        lines = pathlib.Path(path).read_text().splitlines()
-    except OSError:
-        lines = []
-    values = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
-    return next(values, _NOT_KNOWN)
+        return []

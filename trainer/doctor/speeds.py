@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from poster_tfds import object_stores
 from trainer import config as config_lib
-from trainer.benchmark import stages, turns
+from trainer.benchmark import stages
 from trainer.data import splits
 from trainer.doctor import findings
 
@@ -55,24 +55,15 @@ def check_disk(split: splits.Split) -> findings.Finding:
 def check_step(
     split: splits.Split, config: config_lib.Config, precision: str, seconds: float
 ) -> findings.Finding:
-    """Times the step on a resident batch: in the chosen precision, in float32, and with XLA.
-
-    Args:
-        split: whose genres count.
-        config: the settings.
-        precision: that is chosen on this machine.
-        seconds: to time each for.
-    """
+    """Times the step on a resident batch: in the chosen precision, in float32, and with XLA."""
     tried = {
         precision: (config, precision),
         "float32": (config, "float32"),
         "XLA": (dataclasses.replace(config, jit_compile=True), precision),
     }
-    timed = {
-        name: stages.training_stages(split, *arguments)["step_resident"]
-        for name, arguments in tried.items()
-    }
-    speeds = _take_turns(timed, seconds)
+    speeds = _time(
+        {name: _resident_step(split, *of_one) for name, of_one in tried.items()}, seconds
+    )
     return findings.Finding(
         findings.PASSED,
         ", ".join(f"{name} {speed:.0f} img/s" for name, speed in speeds.items())
@@ -82,31 +73,18 @@ def check_step(
 
 
 def recommend(speeds: dict[str, float], precision: str, num_gpus: int) -> tuple[str, ...]:
-    """Returns the flags that speeds of the step speak for.
-
-    Args:
-        speeds: images a second, of `precision`, of float32 and of XLA in `precision`.
-        precision: that is chosen on this machine.
-        num_gpus: of this machine, each of which will have a replica.
-    """
+    """Returns the flags that img/s of the step speak for, of `precision`, float32 and XLA."""
     if speeds["float32"] > _WORTH_A_FLAG * speeds[precision]:
         return ("--precision=float32",)
     if speeds["XLA"] > _WORTH_A_FLAG * speeds[precision] and num_gpus < 2:
-        return ("--jit_compile",)  # It is for one replica.
+        return ("--jit_compile",)  # It is for one replica, and each GPU has one.
     return ()
 
 
 def check_input(
     split: splits.Split, config: config_lib.Config, precision: str, seconds: float
 ) -> findings.Finding:
-    """Times the step fed from the cache, with changes to the posters and without, and resident.
-
-    Args:
-        split: to train on.
-        config: the settings.
-        precision: that is chosen on this machine.
-        seconds: to time each for.
-    """
+    """Times the step fed from the cache, with changes to the posters and without, and resident."""
     plain = dataclasses.replace(config, augment="")
     of_plain = stages.training_stages(split, plain, precision)
     timed = {"resident": of_plain["step_resident"], "fed": of_plain["step_fed_warm"]}
@@ -116,7 +94,7 @@ def check_input(
         )
         of_changed = stages.training_stages(split, changed, precision)
         timed[f"augmented on {place}"] = of_changed["step_fed_warm"]
-    speeds = _take_turns(timed, seconds)
+    speeds = _time(timed, seconds)
     resident = speeds.pop("resident")
     detail = f"resident {resident:.0f} img/s; " + ", ".join(
         f"{name} {speed:.0f} ({speed / resident:.2f} of it)" for name, speed in speeds.items()
@@ -135,17 +113,11 @@ def check_input(
 def check_memory(
     split: splits.Split, config: config_lib.Config, precision: str
 ) -> findings.Finding:
-    """Measures the most memory that the step takes of the GPU, and this process of the machine.
-
-    Args:
-        split: whose genres count.
-        config: the settings.
-        precision: that is chosen on this machine.
-    """
-    detail = f"this process {turns.peak_memory() / 1e9:.2f} GB so far"
+    """Measures the most memory that the step takes of the GPU, and this process of the machine."""
+    detail = f"this process {stages.peak_memory() / 1e9:.2f} GB so far"
     if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.reset_memory_stats(_GPU)
-        stages.training_stages(split, config, precision)["step_resident"](0)
+        _resident_step(split, config, precision)(0)
         peak = tf.config.experimental.get_memory_info(_GPU)["peak"]
         detail += (
             f"; {_GPU} {peak / 1e9:.2f} GB with {config.model}, batches of {config.batch_size}"
@@ -156,13 +128,7 @@ def check_memory(
 def check_batch_size(
     split: splits.Split, config: config_lib.Config, precision: str
 ) -> findings.Finding:
-    """Looks for the largest batch that the GPU's memory has room for.
-
-    Args:
-        split: whose genres count.
-        config: the settings.
-        precision: that is chosen on this machine.
-    """
+    """Looks for the largest batch that the GPU's memory has room for."""
     if not tf.config.list_physical_devices("GPU"):
         return findings.Finding(
             findings.LEFT_OUT, "there is no GPU; in the machine's own memory others may need room"
@@ -170,8 +136,7 @@ def check_batch_size(
 
     def try_batch(batch_size: int) -> None:
         gc.collect()  # The model before is in cycles of references.
-        tried = dataclasses.replace(config, batch_size=batch_size)
-        stages.training_stages(split, tried, precision)["step_resident"](0)
+        _resident_step(split, dataclasses.replace(config, batch_size=batch_size), precision)(0)
 
     largest = find_largest_batch(try_batch, config.batch_size)
     what = f"posters of {config.image_size} pixels with {config.model} in {precision}"
@@ -185,12 +150,7 @@ def check_batch_size(
 
 
 def find_largest_batch(try_batch: Callable[[int], None], batch_size: int) -> int:
-    """Doubles a batch until memory is out, up to 1024, and returns the last that fitted, or 0.
-
-    Args:
-        try_batch: takes a step with so many posters; raises ResourceExhaustedError.
-        batch_size: to begin with.
-    """
+    """Doubles a batch until memory is out, up to 1024, and returns the last that fitted, or 0."""
     largest = 0
     while batch_size <= _LARGEST_BATCH:
         try:
@@ -201,13 +161,11 @@ def find_largest_batch(try_batch: Callable[[int], None], batch_size: int) -> int
     return largest
 
 
-def _take_turns(timed: dict[str, stages.Stage], seconds: float) -> dict[str, float]:
-    """Returns images a second of each, in turns, so that a busy moment hits all alike."""
-    taken = {name: [] for name in timed}
-    for _ in range(_TURNS):
-        for name, take_turn in timed.items():
-            taken[name].append(take_turn(seconds / _TURNS))
-    return {
-        name: sum(turn.images for turn in of_one) / sum(turn.seconds for turn in of_one)
-        for name, of_one in taken.items()
-    }
+def _resident_step(split: splits.Split, config: config_lib.Config, precision: str) -> stages.Stage:
+    return stages.training_stages(split, config, precision)["step_resident"]
+
+
+def _time(timed: dict[str, stages.Stage], seconds: float) -> dict[str, float]:
+    """Returns images a second of each."""
+    taken = stages.take_turns(timed, seconds, _TURNS)
+    return {name: turn.images / turn.seconds for name, turn in taken.items()}
