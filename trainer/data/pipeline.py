@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from poster_tfds import machine
-from trainer.data import augmentation, mixing, order, preprocessing, rand_augment, splits
+from trainer.data import augmentation, mixing, preprocessing, rand_augment, splits
 
 WHOLE = tf.distribute.InputContext()
 _VIEWS, _CROPS, _RAND_AUGMENT, _MIXING = range(4)  # Streams of random numbers.
@@ -132,11 +132,6 @@ class Share(NamedTuple):
 def num_eval_steps(num_examples: int, batch_size: int) -> int:
     """Returns the batches of a pass over a split, of which the last may be filled up."""
     return math.ceil(num_examples / batch_size)
-
-
-def order_of(spec: TrainSpec, num_rows: int, start_step: int) -> tf.data.Dataset:
-    """Returns `order.steps` of a training."""
-    return order.steps(num_rows, spec.batch_size, spec.seed, start_step)
 
 
 def deal(

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import config as config_lib, progress as progress_lib
-from trainer.data import pipeline, splits
+from trainer.data import order, pipeline, splits
 from trainer.run import directory
 
 _READ = 64  # Posters at a time, while rows are filled.
@@ -184,7 +184,7 @@ def train_batches(
             batch["image"] = tf.gather(values, numbers)
         return spec.with_draws(batch, step, place)
 
-    steps = pipeline.order_of(spec, len(rows.genres), start_step)
+    steps = order.steps(len(rows.genres), spec.batch_size, spec.seed, start_step)
     return pipeline.deal(steps, load, spec, context)
 
 
