@@ -16,16 +16,9 @@ def decode(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Resizes an image to a square, bilinearly, with half-pixel centres.
+    """Resizes uint8 [H, W, 3] or [N, H, W, 3] to squares, rounded half to even.
 
-    It looks at four pixels for each, however large the image is.
-
-    Args:
-        image: uint8 [H, W, 3], or [N, H, W, 3].
-        image_size: side of the result, in pixels.
-
-    Returns:
-        uint8 [image_size, image_size, 3], or [N, ...], rounded half to even.
+    It is bilinear with half-pixel centres, of four pixels for each, however large the image is.
     """
     # The kernel is vectorized for float32 alone: with the cast it takes 0.7 times as long.
     image = tf.cast(image, tf.float32)

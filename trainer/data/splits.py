@@ -97,7 +97,7 @@ class Split:
 
     @property
     def genres(self) -> list[str]:
-        """Names of the genres, in the order of the model's outputs."""
+        """In the order of the model's outputs."""
         return self.builder.info.features["genres"].feature.names
 
     @functools.cached_property

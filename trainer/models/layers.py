@@ -117,10 +117,7 @@ class ConvBatchNorm(keras.layers.Layer):
         synchronized: bool = True,
         **kwargs,
     ):
-        """Describes the layer; sides and strides are in pixels.
-
-        `filters` is the width of the result; None filters each channel for itself (depthwise).
-        """
+        """Without `filters`, each channel is filtered for itself (depthwise)."""
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
