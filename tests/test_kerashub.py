@@ -58,6 +58,7 @@ NETWORKS = {
     "dinov2": (dinov2, lambda outputs: outputs[:, 0]),
     "siglip": (siglip, lambda outputs: outputs),
 }
+RARER = ("swin", "dinov2", "siglip")
 CONVERTERS = {
     "resnet": "ResNet",
     "vit": "ViT",
@@ -85,7 +86,9 @@ def pictures():
     return np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["resnet", "vit", *(pytest.param(n, marks=pytest.mark.slow) for n in RARER)]
+)
 def test_features_are_those_of_kerashub(keras_hub, name, tmp_path):
     """Of its own converter and network, pooled by NumPy as its classifiers and papers do."""
     save_preset(keras_hub, name, tmp_path / name)
@@ -108,6 +111,7 @@ def test_features_are_those_of_kerashub(keras_hub, name, tmp_path):
     assert backbone.count_params() == network.count_params()
 
 
+@pytest.mark.slow
 def test_a_run_is_restored_where_the_preset_is_no_more(keras_hub, data_dir, tmp_path):
     preset, run_dir = tmp_path / "preset", tmp_path / "run"
     save_preset(keras_hub, "resnet", preset)
