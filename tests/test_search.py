@@ -16,7 +16,7 @@ from tests import conftest, test_compare
 from trainer import config as config_lib, presets
 from trainer.data import splits
 from trainer.run import directory
-from trainer.search import process, space as space_lib, trials as trials_lib, validation
+from trainer.search import process, space as space_lib, trials as trials_lib
 
 SPACE = {
     "dropout": {"low": 0.0, "high": 0.5},
@@ -172,7 +172,7 @@ def test_splits_overlap_where_an_example_is_in_both(data_dir):
 def test_a_search_judges_by_posters_for_that_alone(settings, complaint, data_dir):
     config = config_lib.Config("poster_tfds/synthetic", str(data_dir), **settings)
     with pytest.raises(config_lib.UsageError, match=complaint) as refused:
-        validation.choose_split(config)
+        trials_lib.choose_split(config)
     assert "--train_split='train[:85%]'" in str(refused.value)
 
 

@@ -24,7 +24,6 @@ _PAGE = flags.DEFINE_string("page", "", "HTML file to write: table, differences 
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table and draws the plot; a user's mistake ends in one message."""
     if not arguments:
         sys.exit("Name the run directories to compare: python -m trainer.compare RUN RUN ...")
     command_line.import_stock_tensorflow()  # TFDS imports it, and would let it talk.

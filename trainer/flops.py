@@ -35,22 +35,14 @@ def training_flops(model: keras.Model) -> float:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Returns the operations a second that a GPU is built for, where that is known.
-
-    Args:
-        device_name: as TensorFlow has it, e.g. "NVIDIA A100-SXM4-40GB".
-        precision: Keras dtype policy; known is what there is for those of 16 bits.
-    """
+    """Returns the operations a second that a GPU is built for, in 16 bits, where that is known."""
     words = set(re.split(r"[\s-]+", device_name.upper()))
     peaks = [peak for name, peak in _PEAKS.items() if words.issuperset(name)]
     return peaks[0] if peaks and precision != "float32" else None
 
 
 def _forward_flops(model: keras.Model) -> dict[keras.Layer, float]:
-    """Returns the layers that have filters or matrices, from the input on: their operations.
-
-    They are those of an image, of all times together that the model calls the layer.
-    """
+    """Returns, from the input on, each layer's operations of an image, in all of its calls."""
     total = collections.defaultdict(float)
     graph = model._functional if isinstance(model, keras.Sequential) else model
     for depth in sorted(graph._nodes_by_depth, reverse=True):

@@ -25,7 +25,6 @@ config_lib.define_flags()
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, prints the proposal and draws the loss; a user's mistake ends in one message."""
     del arguments
     if _LOWEST.value >= _HIGHEST.value:
         raise config_lib.UsageError(

@@ -61,25 +61,19 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
         )
     config = dataclasses.replace(
         config,
-        learning_rate_schedule="constant",
-        weight_average=0.0,
-        validation_split="",
-        test_split="",
-        patience=0,
+        **{"learning_rate_schedule": "constant", "weight_average": 0.0},
+        **{"validation_split": "", "test_split": "", "patience": 0},
     )
     devices = runtime.open_devices(config)
     data = run_data.open_data(config)
     keras.utils.set_random_seed(config.seed + 1)  # As in a run.
     learner = learner_lib.create_learner(config, data, devices)
     learner_lib.initialize(learner, config, data.train.genres, config.init_from)
-    losses, smoothed = [], []
-    mean = 0.0
+    losses, smoothed, mean = [], [], 0.0
     with data.train.damage_named():
         inputs = run_data.open_inputs(config, data, learner.model, devices.strategy)
         train_step = steps.make_train_step(
-            learner.trained,
-            learner.optimizer,
-            devices.strategy,
+            *(learner.trained, learner.optimizer, devices.strategy),
             losses_lib.make_loss(config, data.train.base_rates),
             computation=steps.Computation(config.jit_compile, config.accumulate_steps),
             augment=inputs.augment,

@@ -29,7 +29,6 @@ _COLUMNS = flags.DEFINE_string(
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the page and prints its tables; a user's mistake ends in one message."""
     del arguments
     command_line.import_tensorflow()
     from trainer.reports import evaluated, page, report

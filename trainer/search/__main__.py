@@ -9,6 +9,7 @@ The same command goes on where an earlier one stopped, within a trial too. At th
 and the command that trains the best and evaluates it on the test split.
 """
 
+import collections
 import dataclasses
 import pathlib
 import shlex
@@ -29,9 +30,7 @@ _PRESET = presets.define_flag(
     "is not varied in the others."
 )
 _MINUTES = flags.DEFINE_float(
-    "minutes",
-    60,
-    "After so many minutes the running trial is stopped, and the search ends.",
+    *("minutes", 60, "After so many minutes the running trial is stopped, and the search ends."),
     lower_bound=0,
 )
 _MAX_TRIALS = flags.DEFINE_integer(
@@ -54,7 +53,6 @@ config_lib.define_flags()
 
 
 def main(arguments: list[str]) -> None:
-    """Searches as the flags say."""
     del arguments
     command_line.import_stock_tensorflow()  # For TFDS; the trials have their own.
     try:
@@ -65,10 +63,10 @@ def main(arguments: list[str]) -> None:
         ) from None
     from poster_tfds import directory_lock
     from trainer.run import directory, stopping
-    from trainer.search import trials as trials_lib, validation
+    from trainer.search import trials as trials_lib
 
     config = presets.config_from_flags(_PRESET)
-    config = dataclasses.replace(config, validation_split=validation.choose_split(config))
+    config = dataclasses.replace(config, validation_split=trials_lib.choose_split(config))
     search = trials_lib.Search(config, _choose_space(config), _OBJECTIVE.value)
     search_dir = directory.local_path(_SEARCH_DIR.value, "--search_dir")
     end = time.monotonic() + 60 * _MINUTES.value
@@ -84,17 +82,11 @@ def main(arguments: list[str]) -> None:
 def _run_trials(search, search_dir: pathlib.Path, should_stop: Callable[[], bool]) -> None:
     """Goes on with the trial that was stopped, and begins others.
 
-    Args:
-        search: of `trials.Search`.
-        search_dir: where it is kept.
-        should_stop: whether to end.
-
     Raises:
         config.UsageError: the first trial has failed, or one after the other.
     """
     from trainer.search import process, trials as trials_lib
 
-    fixed = [f"--preset={_PRESET.value}", *_given_flags()]
     print(_format_line("trial", _HEADINGS[search.objective], "epoch", "minutes", ""), flush=True)
     failed_before = False
     while not should_stop():
@@ -106,8 +98,7 @@ def _run_trials(search, search_dir: pathlib.Path, should_stop: Callable[[], bool
         number, trial = len(search.trials) - 1, search.trials[-1]
         run_dir = search_dir / "trials" / f"{number:03d}"
         # Checkpoints take most of the room; the test split is nothing to choose by.
-        trial_flags = ["--keep_checkpoints=1", *fixed, *_setting_flags(trial.settings)]
-        trial_flags += ["--test_split=", "--noreport"]
+        trial_flags = ["--keep_checkpoints=1", *_flags_of(trial), "--test_split=", "--noreport"]
         if search.config.cache == "auto" and not search.config.data_service:
             trial_flags.append("--cache=disk")  # Of all trials the first alone decodes.
         try:
@@ -122,28 +113,20 @@ def _run_trials(search, search_dir: pathlib.Path, should_stop: Callable[[], bool
             trial.state = trials_lib.FAILED
         failed_before = trial.state == trials_lib.FAILED
         search.write(search_dir / "search.json")
-        print(_describe(search, number), flush=True)
+        print(_describe(search, number, trial), flush=True)
         if trial.state == trials_lib.UNFINISHED:
             return
 
 
-def _describe(search, number: int) -> str:
-    """Returns a trial's line."""
-    trial = search.trials[number]
-    value, epoch = search.value(trial), ""
-    if value is not None:
-        epoch = trial.best["epoch"]
-    elif trial.scores:
-        epoch, value = trial.scores[-1]
-    number_shown = f"{number}*" if number == next(iter(search.best_first()), None) else number
+def _describe(search, number: int, trial) -> str:
+    epoch, value = trial.scores[-1] if trial.scores else ("", None)
+    if trial.best:
+        epoch, value = trial.best["epoch"], search.value(trial)
+    is_best = number == next(iter(search.best_first()), None)
+    score = "" if value is None else f"{value:.4f}"
     settings = " ".join(f"{name}={value}" for name, value in trial.settings.items())
-    return _format_line(
-        number_shown,
-        "" if value is None else f"{value:.4f}",
-        epoch,
-        f"{trial.minutes:.1f}",
-        f"{trial.state}  {settings}",
-    )
+    rest = f"{trial.state}  {settings}"
+    return _format_line(f"{number}{'*' * is_best}", score, epoch, f"{trial.minutes:.1f}", rest)
 
 
 def _format_line(number, value, epoch, minutes, rest: str) -> str:
@@ -154,8 +137,8 @@ def _report(search, search_dir: pathlib.Path) -> None:
     """Prints the complete trials, best first, and the command of the best."""
     import pandas as pd
 
-    states = pd.Series([trial.state for trial in search.trials], dtype=str).value_counts()
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    states = collections.Counter(trial.state for trial in search.trials).most_common()
+    counts = ", ".join(f"{count} {state}" for state, count in states)
     print(f"\n{search_dir / 'search.json'} has {len(search.trials)} trials: {counts or 'none'}.")
     if not (numbers := search.best_first()):
         print("None is complete yet. The same command goes on.")
@@ -172,9 +155,8 @@ def _report(search, search_dir: pathlib.Path) -> None:
         for trial in [search.trials[number]]
     ]
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    best = search.trials[numbers[0]]
-    command = ["python", "-m", "trainer", f"--preset={_PRESET.value}", *_given_flags()]
-    command += [*_setting_flags(best.settings), f"--run_dir={search_dir / 'best'}"]
+    best = _flags_of(search.trials[numbers[0]])
+    command = ["python", "-m", "trainer", *best, f"--run_dir={search_dir / 'best'}"]
     print(
         f"On {search.config.validation_split}, the best of those that are complete:\n\n{table}\n\n"
         "The first was chosen for its score, which is therefore too good. This trains with its\n"
@@ -182,22 +164,15 @@ def _report(search, search_dir: pathlib.Path) -> None:
     )
 
 
-def _given_flags() -> list[str]:
-    """Returns the flags of settings that were given, as they are for every trial."""
+def _flags_of(trial) -> list[str]:
+    """Returns the flags that were given, as they are for every trial, and those of one."""
     names = [field.name for field in dataclasses.fields(config_lib.Config)]
-    return [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
-
-
-def _setting_flags(settings: dict) -> list[str]:
-    return [f"--{name}={value}" for name, value in settings.items()]
+    given = [flags.FLAGS[name].serialize() for name in names if flags.FLAGS[name].present]
+    varied = [f"--{name}={value}" for name, value in trial.settings.items()]
+    return [f"--preset={_PRESET.value}", *given, *varied]
 
 
 def _choose_space(config: config_lib.Config) -> space_lib.Space:
-    """Returns what is varied.
-
-    Raises:
-        config.UsageError: --space is no space, or has a setting whose flag is given.
-    """
     if not _SPACE.value:
         space = space_lib.default_space(config)
         return {name: v for name, v in space.items() if not flags.FLAGS[name].present}

@@ -28,14 +28,8 @@ def train(
 ) -> None:
     """Trains a trial, from where an earlier process left off, and takes its scores.
 
-    Then it is COMPLETE or PRUNED, or still UNFINISHED if it was stopped.
-
-    Args:
-        search: the search that it is of.
-        trial: which to train.
-        flags: of `python -m trainer`, but --run_dir.
-        run_dir: where its run is kept.
-        should_stop: whether to stop it, asked again and again.
+    Then it is COMPLETE or PRUNED, or still UNFINISHED if it was stopped. `flags` are those of
+    `python -m trainer` but --run_dir; `should_stop` is asked again and again.
 
     Raises:
         FailedError: the training has failed.
@@ -99,19 +93,12 @@ def _take_scores(
 
 
 def _complete(trial: trials_lib.Trial, run: directory.RunDirectory) -> None:
-    """Gives a trial whose run is done the scores of its best checkpoint.
-
-    Raises:
-        FailedError: there is none.
-    """
-    config, _ = run.read_config()
-    records = run.read_metrics()
-    records = records[records["split"] == config.validation_split].set_index("step")
-    step = run.best_step()
-    if step is None:
-        raise FailedError(f"The macro AP is not defined on {config.validation_split}.")
-    trial.best = {
-        "epoch": int(records.loc[step, "epoch"]),
-        **records.loc[step, list(scores.METRICS)].astype(float).to_dict(),
-    }
+    """Gives a trial whose run is done the scores of its best checkpoint."""
+    split = run.read_config()[0].validation_split
+    if (step := run.best_step()) is None:
+        raise FailedError(f"The macro AP is not defined on {split}.")
+    records = run.read_metrics().set_index("step")
+    record = records[records["split"] == split].loc[step]
+    best_scores = record[list(scores.METRICS)].astype(float).to_dict()
+    trial.best = {"epoch": int(record["epoch"]), **best_scores}
     trial.state = trials_lib.COMPLETE

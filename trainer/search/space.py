@@ -48,11 +48,7 @@ def default_space(config: config_lib.Config) -> Space:
 
 
 def read_space(path: pathlib.Path, config: config_lib.Config) -> Space:
-    """Reads a space from a JSON file.
-
-    Args:
-        path: the file.
-        config: what is not varied.
+    """Reads a space from a JSON file; `config` has what is not varied.
 
     Raises:
         config.UsageError: there is no such file, or it is no space; the message says why.
@@ -73,7 +69,6 @@ def read_space(path: pathlib.Path, config: config_lib.Config) -> Space:
 
 
 def contains(values: list | dict[str, Any], value: Any) -> bool:
-    """Returns whether a value is among the choices or within the range."""
     if isinstance(values, list):
         return value in values
     return values["low"] <= value <= values["high"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import optuna
 
-from trainer import config as config_lib
+from trainer import config as config_lib, run_data
+from trainer.data import splits
 from trainer.run import directory
 from trainer.search import space as space_lib
 
@@ -33,51 +34,35 @@ _COMPLETE_BEFORE_PRUNING = 4
 _SHARE_NOT_PRUNED = 0.25
 _DIGITS = 3  # Of a proposed number: more would only look exact.
 
+_ADVICE = (
+    "Keep a part of train to judge by: --train_split='train[:85%]' "
+    "--validation_split='train[85%:]'."
+)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclasses.dataclass
 class Trial:
-    """One choice of settings and how good it was.
+    """One choice of settings and how good it was."""
 
-    Attributes:
-        settings: what was varied.
-        state: UNFINISHED, COMPLETE, PRUNED or FAILED.
-        scores: [epoch, objective on the validation split] of each evaluated epoch up to the
-            end, or to the one after which it was pruned.
-        best: the validation split's record of the best checkpoint, of a complete trial.
-        minutes: that it took.
-    """
-
-    settings: dict[str, Any]
-    state: str = UNFINISHED
+    settings: dict[str, Any]  # What was varied.
+    state: str = UNFINISHED  # Or COMPLETE, PRUNED or FAILED.
+    # Of each evaluated epoch: [epoch, objective on the validation split].
     scores: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    best: dict[str, float] | None = None
+    best: dict[str, float] | None = None  # Epoch and scores of a complete one's best checkpoint.
     minutes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What makes a search, and the trials so far, a file.
+    """What makes a search, and the trials so far, a file."""
 
-    Attributes:
-        config: the settings of the first trial; of the others, what is not varied.
-        space: what is varied.
-        objective: of OBJECTIVES.
-        trials: first to last; only the last may be UNFINISHED.
-    """
-
-    config: config_lib.Config
+    config: config_lib.Config  # Of the first trial; of the others, what is not varied.
     space: space_lib.Space
-    objective: str
-    trials: list[Trial] = dataclasses.field(default_factory=list)
+    objective: str  # Of OBJECTIVES.
+    trials: list[Trial] = dataclasses.field(default_factory=list)  # The last may be UNFINISHED.
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes the file.
-
-        Raises:
-            config.UsageError: it cannot be written.
-        """
         directory.write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def read_trials(self, path: pathlib.Path) -> None:
@@ -91,19 +76,19 @@ class Search:
         content = json.loads(path.read_text())
         trials = content.pop("trials")
         before, now = ({**of.pop("config"), **of} for of in (content, dataclasses.asdict(self)))
-        changed = [name for name in now if name != "trials" and before.get(name) != now[name]]
+        changed = [
+            f"  --{name}: {before.get(name)!r} then, {value!r} now\n"
+            for name, value in now.items()
+            if name != "trials" and before.get(name) != value
+        ]
         if changed:
             raise config_lib.UsageError(
-                f"{path} is of a search with other settings:\n"
-                + "\n".join(
-                    f"  --{name}: {before.get(name)!r} then, {now[name]!r} now" for name in changed
-                )
-                + "\nRepeat its settings to go on, or choose another --search_dir."
+                f"{path} is of a search with other settings:\n{''.join(changed)}"
+                "Repeat its settings to go on, or choose another --search_dir."
             )
         self.trials[:] = [Trial(**trial) for trial in trials]
 
     def config_of(self, trial: Trial) -> config_lib.Config:
-        """Returns all settings of a trial."""
         return dataclasses.replace(self.config, **trial.settings)
 
     def value(self, trial: Trial) -> float | None:
@@ -130,10 +115,7 @@ class Search:
         return {name: _round(value, self.space[name]) for name, value in drawn.items()}
 
     def should_prune(self, trial: Trial) -> bool:
-        """Returns whether a trial's best score is worse than the median at its last epoch.
-
-        The median is of the complete trials.
-        """
+        """Returns whether its best score is under the median of the complete, at its last epoch."""
         if "epochs" in self.space:  # Then epochs of the same number do not compare.
             return False
         warmup = math.ceil(_SHARE_NOT_PRUNED * self.config.epochs)
@@ -142,9 +124,8 @@ class Search:
 
     def _study(self, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
         study = optuna.create_study(sampler=sampler, direction=OBJECTIVES[self.objective])
-        study.add_trials(
-            [self._frozen(trial) for trial in self.trials if trial.state != UNFINISHED]
-        )
+        ended = (trial for trial in self.trials if trial.state != UNFINISHED)
+        study.add_trials(map(self._frozen, ended))
         return study
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
@@ -161,6 +142,30 @@ class Search:
             distributions={name: _distribution(self.space[name]) for name in inside},
             intermediate_values=dict(trial.scores),
         )
+
+
+def choose_split(config: config_lib.Config) -> str:
+    """Returns the split to judge by: posters that no trial trains on, nor kept for the end.
+
+    Raises:
+        config.UsageError: there is none, or it shares posters with train or test.
+    """
+    train = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    validation = run_data.choose_validation(config, train)
+    if not validation:
+        raise config_lib.UsageError(
+            f"--dataset={config.dataset} has no validation split, and a search must not choose by "
+            f"the test split. {_ADVICE}"
+        )
+    judge = splits.Split(train.builder, validation)
+    for_test = {config.test_split} | ({"test"} & train.builder.info.splits.keys())
+    for name in (config.train_split, *sorted(for_test - {""})):
+        if judge.overlaps(splits.Split(train.builder, name)):
+            raise config_lib.UsageError(
+                f"--validation_split={validation} shares posters with {name}: a search would "
+                f"choose by what it trains on, or by the test split. {_ADVICE}"
+            )
+    return validation
 
 
 def _distribution(values: list | dict[str, Any]) -> optuna.distributions.BaseDistribution:
