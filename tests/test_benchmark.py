@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import keras
 import pytest
@@ -21,21 +22,12 @@ NAMES = [
 @pytest.mark.slow
 def test_every_stage_is_measured_and_written(data_dir, tmp_path):
     result = conftest.run(
-        sys.executable,
-        "-m",
-        "trainer.benchmark",
-        "--dataset=poster_tfds/synthetic",
-        f"--data_dir={data_dir}",
-        "--image_size=48",
-        "--batch_size=8",
-        "--seconds=0",
-        "--compare=tutorial,keras_fit",
-        f"--json={tmp_path / 'figures.json'}",
+        *(sys.executable, "-m", "trainer.benchmark", "--compare=tutorial,keras_fit"),
+        *("--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}", "--seconds=0"),
+        *("--image_size=48", "--batch_size=8", f"--json={tmp_path / 'figures.json'}"),
     )
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["device"] == "CPU"
-    assert figures["cores"] >= 1
-    assert figures["peak_memory_bytes"] > 10**8
+    assert figures["device"] == "CPU" and figures["peak_memory_bytes"] > 10**8
     assert sorted(figures["stages"]) == sorted(NAMES)
     for name, stage in figures["stages"].items():
         assert name in result.stdout
@@ -50,8 +42,8 @@ def write_checkout(root, speeds):
     """Writes a checkout whose benchmark has known speeds, by stage and turn."""
     package = root / "trainer" / "benchmark"
     package.mkdir(parents=True)
-    (root / "trainer" / "__init__.py").touch()
-    (package / "__init__.py").touch()
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
     (package / "__main__.py").write_text(f"""
 import json, pathlib, sys
 *given, figures = sys.argv[1:]
@@ -100,12 +92,11 @@ def test_flags_are_handed_to_both_checkouts(tmp_path):
     ]
 
 
-def test_a_peer_that_is_not_known_is_refused():
-    result = conftest.run(
-        sys.executable, "-m", "trainer.benchmark", "--compare=keras_fit,jax", check=False
-    )
-    assert result.returncode == 1
-    assert "--compare=jax: choose from tutorial, keras_fit" in result.stderr
+def test_a_peer_that_is_not_known_is_refused(monkeypatch):
+    compare = types.SimpleNamespace(value=["keras_fit", "jax"])
+    monkeypatch.setattr(benchmark, "_COMPARE", compare)
+    with pytest.raises(SystemExit, match="--compare=jax: choose from tutorial, keras_fit"):
+        benchmark.main([])
 
 
 def test_a_turn_counts_what_was_done_while_the_clock_ran():

@@ -38,26 +38,23 @@ def complete(settings, scores, objective="macro_ap"):
     return trials_lib.Trial(settings, trials_lib.COMPLETE, pairs, best)
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS)
-def test_what_is_varied_of_a_preset_can_be(preset, tmp_path):
-    config = config_lib.Config(**presets.PRESETS[preset])
-    space = space_lib.default_space(config)
+def test_what_is_varied_of_a_preset_can_be(tmp_path):
     path = tmp_path / "space.json"
-    path.write_text(json.dumps(space))
-    assert space_lib.read_space(path, config) == space
-    assert {"learning_rate", "weight_decay"} <= space.keys()
-    assert ("head_units" in space) == (config.freeze == config_lib.BACKBONE)
+    for settings in presets.PRESETS.values():
+        config = config_lib.Config(**settings)
+        space = space_lib.default_space(config)
+        path.write_text(json.dumps(space))
+        assert space_lib.read_space(path, config) == space
+        assert {"learning_rate", "weight_decay"} <= space.keys()
+        assert ("head_units" in space) == (config.freeze == config_lib.BACKBONE)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("{", "cannot be read"),
-        ("[]", "give a JSON object"),
         ('{"test_split": ["test"]}', "'test_split' cannot be varied"),
-        ('{"dropout": []}', "'dropout': give a list of choices"),
         ('{"dropout": {"low": 0.1}}', "'dropout': give a list of choices"),
-        ('{"loss": {"low": "a", "high": "b"}}', "'loss': give a list of choices"),
         ('{"head_units": [1.5]}', "not of type int"),
         ('{"dropout": [0.5, 1.5]}', "--dropout=1.5: must be less than 1"),
         ('{"dropout": {"low": 0.5, "high": 0.5}}', '"low" must be less than "high"'),
@@ -133,8 +130,7 @@ def test_a_trial_under_the_median_is_pruned_after_a_quarter_of_its_epochs(object
     assert 0 < sum(decisions) < len(decisions)
     worst = trials_lib.Trial(settings, scores=[(4, -9.0 * sign)])
     assert search.should_prune(worst)
-    early = make_search(objective, trials=search.trials[:3])
-    assert not early.should_prune(worst)
+    assert not make_search(objective, trials=search.trials[:3]).should_prune(worst)
     lengths = make_search(objective, {"epochs": [4, 8], **SPACE}, trials=search.trials)
     assert not lengths.should_prune(worst)
 
@@ -143,18 +139,9 @@ def test_splits_overlap_where_an_example_is_in_both(data_dir):
     names = ["train", "test", "train[:40%]", "train[40%:]", "train[30%:50%]", "train[90%:]+test"]
     opened = [splits.open_split("poster_tfds/synthetic", str(data_dir), name) for name in names]
     builder = opened[0].builder
-    read_config = tfds.ReadConfig(add_tfds_id=True)
-    ids = [
-        {
-            example["tfds_id"].decode()
-            for example in builder.as_dataset(
-                name,
-                read_config=read_config,
-                decoders={"image": tfds.decode.SkipDecoding()},
-            ).as_numpy_iterator()
-        }
-        for name in names
-    ]
+    identified = tfds.ReadConfig(add_tfds_id=True)
+    datasets = [builder.as_dataset(name, read_config=identified) for name in names]
+    ids = [{example["tfds_id"] for example in of_one.as_numpy_iterator()} for of_one in datasets]
     for i, split in enumerate(opened):
         for j, other in enumerate(opened):
             assert split.overlaps(other) == bool(ids[i] & ids[j]), (names[i], names[j])
@@ -185,24 +172,12 @@ def test_a_trial_at_work_is_left_to_the_process_that_trains_it(tmp_path):
         process.train(make_search(), trial, [], tmp_path / "000", lambda: False)
 
 
-SMALL = (
-    "--preset=reference",
-    "--dataset=poster_tfds/synthetic",
-    "--image_size=48",
-    "--train_split=train[:80%]",
-    "--validation_split=train[80%:]",
-)
-
-
 def command(data_dir, search_dir, *arguments):
     return (
-        sys.executable,
-        "-m",
-        "trainer.search",
-        *SMALL,
-        f"--data_dir={data_dir}",
-        f"--search_dir={search_dir}",
-        *arguments,
+        *(sys.executable, "-m", "trainer.search", "--preset=reference", "--image_size=48"),
+        *("--train_split=train[:80%]", "--validation_split=train[80%:]"),
+        *("--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}"),
+        *(f"--search_dir={search_dir}", *arguments),
     )
 
 
@@ -261,14 +236,6 @@ def test_a_first_trial_that_fails_ends_the_search_with_what_it_said(data_dir, tm
     assert "Traceback" not in search.stderr
 
 
-@pytest.mark.slow
-def test_a_trial_fails_whose_loss_is_not_finite(data_dir, tmp_path):
-    search = make_search()
-    flags = [*SMALL, f"--data_dir={data_dir}", "--learning_rate=1e30", "--epochs=9"]
-    with pytest.raises(process.FailedError, match="finite"):
-        process.train(search, trials_lib.Trial({}), flags, tmp_path / "000", lambda: False)
-
-
 def test_a_trials_minutes_are_also_those_of_the_head_that_it_trained_first(tmp_path):
     run = directory.RunDirectory(tmp_path)
     test_compare.write_run(run.head.path, [0.1, 0.2], validation=[0.1, 0.2], minutes=5)
@@ -279,15 +246,10 @@ def test_a_trials_minutes_are_also_those_of_the_head_that_it_trained_first(tmp_p
     assert trial.minutes == pytest.approx(25)
 
 
-@pytest.mark.slow
-def test_a_trial_that_ends_by_its_patience_is_complete(data_dir, tmp_path):
-    """Nothing is learned at this rate; normalization's moving statistics are all that changes."""
-    splits_of_train = ("--train_split=train[:80%]", "--validation_split=train[80%:]")
-    flags = ["--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}", *splits_of_train]
-    flags += ["--image_size=32", "--learning_rate=0", "--patience=1", "--epochs=60"]
-    config = config_lib.Config(validation_split="train[80%:]", patience=1, epochs=60)
-    trial = trials_lib.Trial({})
-    search = make_search(config=config, trials=[trial])
-    process.train(search, trial, [*flags, "--noreport"], tmp_path / "000", lambda: False)
-    assert trial.state == trials_lib.COMPLETE
-    assert len(trial.scores) < 60 and trial.best["epoch"] == len(trial.scores) - 1
+def test_a_trial_is_done_when_its_patience_is_over(tmp_path):
+    config = config_lib.Config(validation_split="validation", patience=1, epochs=60)
+    for curve, is_done in (([0.1, 0.2], False), ([0.2, 0.1], True)):
+        run = directory.RunDirectory(tmp_path / str(is_done))
+        test_compare.write_run(run.path, curve, validation=curve)
+        search = make_search(config=config)
+        assert process._take_scores(search, trials_lib.Trial({}), run) == is_done

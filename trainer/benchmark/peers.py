@@ -43,7 +43,6 @@ class Peer:
         return self._process.submit(_take_turn, seconds).result()
 
     def peak_memory(self) -> int:
-        """Returns the most memory that the process has held, in bytes."""
         return self._process.submit(stages.peak_memory).result()
 
 
@@ -60,7 +59,9 @@ def _take_turn(seconds: float) -> stages.Turn:
 
 def tutorial_loop(config: config_lib.Config) -> stages.Stage:
     """Loads posters one by one into a list, and that into one float array, as the tutorial does."""
-    posters = itertools.cycle(_read_posters(config))
+    split = splits.open_split(config.dataset, config.data_dir, config.train_split)
+    examples = split.read().take(_POSTERS).as_numpy_iterator()
+    posters = itertools.cycle([example["image"] for example in examples])
     size = (config.image_size, config.image_size, 3)
 
     def take_turn(seconds: float) -> stages.Turn:
@@ -126,9 +127,3 @@ def with_stock_layers(model: keras.Sequential) -> keras.Sequential:
         return stock.get(type(layer), type(layer)).from_config(settings)
 
     return keras.models.clone_model(model, clone_function=clone)
-
-
-def _read_posters(config: config_lib.Config) -> list[bytes]:
-    split = splits.open_split(config.dataset, config.data_dir, config.train_split)
-    examples = split.read().take(_POSTERS)
-    return [example["image"] for example in examples.as_numpy_iterator()]

@@ -12,7 +12,7 @@ from poster_tfds import object_stores
 from trainer import config as config_lib
 from trainer.benchmark import stages
 from trainer.data import splits
-from trainer.doctor import findings
+from trainer.doctor.findings import FAILED, LEFT_OUT, PASSED, Finding
 
 _TURNS = 2
 _WORTH_A_FLAG = 1.05  # Times as fast.
@@ -25,7 +25,7 @@ _MOST_BYTES_READ = 1 << 30
 _BLOCK = 8 << 20  # Bytes.
 
 
-def check_disk(split: splits.Split) -> findings.Finding:
+def check_disk(split: splits.Split) -> Finding:
     """Times reading a split's record files from the disk of --data_dir.
 
     What the system keeps of them in memory is given up first, as far as it lets go: a network's
@@ -33,7 +33,7 @@ def check_disk(split: splits.Split) -> findings.Finding:
     """
     paths = split.builder.info.splits[split.name].filepaths
     if any(map(object_stores.is_on_one, paths)):
-        return findings.Finding(findings.LEFT_OUT, "--data_dir is not of this file system")
+        return Finding(LEFT_OUT, "--data_dir is not of this file system")
     num_bytes, seconds = 0, 0.0
     for path in paths:
         with open(path, "rb", buffering=0) as file:
@@ -45,8 +45,8 @@ def check_disk(split: splits.Split) -> findings.Finding:
         if num_bytes > _MOST_BYTES_READ:
             break
     posters = num_bytes / seconds / (split.num_bytes / split.num_examples)
-    return findings.Finding(
-        findings.PASSED,
+    return Finding(
+        PASSED,
         f"{num_bytes / 1e6:.0f} MB of {split.builder.info.full_name} read at "
         f"{num_bytes / seconds / 1e6:.0f} MB/s, {posters:.0f} posters/s",
     )
@@ -54,7 +54,7 @@ def check_disk(split: splits.Split) -> findings.Finding:
 
 def check_step(
     split: splits.Split, config: config_lib.Config, precision: str, seconds: float
-) -> findings.Finding:
+) -> Finding:
     """Times the step on a resident batch: in the chosen precision, in float32, and with XLA."""
     tried = {
         precision: (config, precision),
@@ -64,8 +64,8 @@ def check_step(
     speeds = _time(
         {name: _resident_step(split, *of_one) for name, of_one in tried.items()}, seconds
     )
-    return findings.Finding(
-        findings.PASSED,
+    return Finding(
+        PASSED,
         ", ".join(f"{name} {speed:.0f} img/s" for name, speed in speeds.items())
         + f"; {config.model}, batches of {config.batch_size}",
         recommend(speeds, precision, len(tf.config.list_physical_devices("GPU"))),
@@ -83,7 +83,7 @@ def recommend(speeds: dict[str, float], precision: str, num_gpus: int) -> tuple[
 
 def check_input(
     split: splits.Split, config: config_lib.Config, precision: str, seconds: float
-) -> findings.Finding:
+) -> Finding:
     """Times the step fed from the cache, with changes to the posters and without, and resident."""
     plain = dataclasses.replace(config, augment="")
     of_plain = stages.training_stages(split, plain, precision)
@@ -107,12 +107,10 @@ def check_input(
         detail += "; the input holds the step up: `python -m trainer.benchmark` says where"
     is_other_faster = of_other > _WORTH_A_FLAG * of_chosen
     flags = (f"--augment_on={other}",) if is_other_faster else ()
-    return findings.Finding(findings.PASSED, detail, flags)
+    return Finding(PASSED, detail, flags)
 
 
-def check_memory(
-    split: splits.Split, config: config_lib.Config, precision: str
-) -> findings.Finding:
+def check_memory(split: splits.Split, config: config_lib.Config, precision: str) -> Finding:
     """Measures the most memory that the step takes of the GPU, and this process of the machine."""
     detail = f"this process {stages.peak_memory() / 1e9:.2f} GB so far"
     if tf.config.list_physical_devices("GPU"):
@@ -122,16 +120,14 @@ def check_memory(
         detail += (
             f"; {_GPU} {peak / 1e9:.2f} GB with {config.model}, batches of {config.batch_size}"
         )
-    return findings.Finding(findings.PASSED, detail)
+    return Finding(PASSED, detail)
 
 
-def check_batch_size(
-    split: splits.Split, config: config_lib.Config, precision: str
-) -> findings.Finding:
+def check_batch_size(split: splits.Split, config: config_lib.Config, precision: str) -> Finding:
     """Looks for the largest batch that the GPU's memory has room for."""
     if not tf.config.list_physical_devices("GPU"):
-        return findings.Finding(
-            findings.LEFT_OUT, "there is no GPU; in the machine's own memory others may need room"
+        return Finding(
+            LEFT_OUT, "there is no GPU; in the machine's own memory others may need room"
         )
 
     def try_batch(batch_size: int) -> None:
@@ -141,12 +137,8 @@ def check_batch_size(
     largest = find_largest_batch(try_batch, config.batch_size)
     what = f"posters of {config.image_size} pixels with {config.model} in {precision}"
     if not largest:
-        return findings.Finding(
-            findings.FAILED, f"not even {config.batch_size} {what}: take a smaller --batch_size"
-        )
-    return findings.Finding(
-        findings.PASSED, f"{largest} {what}; at most {_LARGEST_BATCH} are tried"
-    )
+        return Finding(FAILED, f"not even {config.batch_size} {what}: take a smaller --batch_size")
+    return Finding(PASSED, f"{largest} {what}; at most {_LARGEST_BATCH} are tried")
 
 
 def find_largest_batch(try_batch: Callable[[int], None], batch_size: int) -> int:

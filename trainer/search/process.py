@@ -54,8 +54,16 @@ def train(
     if process.returncode and not is_stopped:
         last = output.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
         raise FailedError("\n".join(last))
-    if _take_scores(search, trial, run):
-        _complete(trial, run)
+    if not _take_scores(search, trial, run):
+        return
+    split = search.config_of(trial).validation_split
+    if (step := run.best_step()) is None:
+        raise FailedError(f"The macro AP is not defined on {split}.")
+    records = run.read_metrics().set_index("step")
+    record = records[records["split"] == split].loc[step]
+    best_scores = record[list(scores.METRICS)].astype(float).to_dict()
+    trial.best = {"epoch": int(record["epoch"]), **best_scores}
+    trial.state = trials_lib.COMPLETE
 
 
 @contextlib.contextmanager
@@ -90,15 +98,3 @@ def _take_scores(
     trial.minutes = (run.seconds_of_head() + last["seconds"]) / 60
     is_converged = config.patience and run.evaluations_since_best() >= config.patience
     return last["epoch"] == config.epochs or last["step"] == config.max_steps or is_converged
-
-
-def _complete(trial: trials_lib.Trial, run: directory.RunDirectory) -> None:
-    """Gives a trial whose run is done the scores of its best checkpoint."""
-    split = run.read_config()[0].validation_split
-    if (step := run.best_step()) is None:
-        raise FailedError(f"The macro AP is not defined on {split}.")
-    records = run.read_metrics().set_index("step")
-    record = records[records["split"] == split].loc[step]
-    best_scores = record[list(scores.METRICS)].astype(float).to_dict()
-    trial.best = {"epoch": int(record["epoch"]), **best_scores}
-    trial.state = trials_lib.COMPLETE
