@@ -9,7 +9,7 @@ import pytest
 
 from tests import conftest
 from trainer import config, flops
-from trainer.benchmark import __main__ as benchmark, checkouts, stages
+from trainer.benchmark import __main__ as benchmark, stages
 from trainer.models import registry
 
 NAMES = [
@@ -62,7 +62,7 @@ def test_two_checkouts_take_turns(tmp_path, monkeypatch):
     there = write_checkout(tmp_path / "there", {"step": [10, 20, 40], "gone": [1, 1, 1]})
     here = write_checkout(tmp_path / "here", {"new": [1, 1, 1], "step": [30, 30, 40]})
     monkeypatch.chdir(here)  # What is in the current folder is not what runs.
-    table = checkouts.compare(there, ["--seconds=0"], 3, here)
+    table = benchmark.take_turns(there, ["--seconds=0"], 3, here)
     assert table.to_dict("index") == {"step": {"there": 20, "here": 30, "here / there": 1.5}}
     for root in (there, here):
         assert (root / "log").read_text() == 3 * "--seconds=0\n"
@@ -71,9 +71,9 @@ def test_two_checkouts_take_turns(tmp_path, monkeypatch):
 def test_a_checkout_that_fails_is_named(tmp_path):
     there = write_checkout(tmp_path / "there", {})
     with pytest.raises(config.UsageError, match=r"there ended with 1\. It printed:\nno such flag"):
-        checkouts.compare(there, ["--fail"], 1)
+        benchmark.take_turns(there, ["--fail"], 1)
     with pytest.raises(config.UsageError, match="git worktree add"):
-        checkouts.compare(tmp_path, [], 1)
+        benchmark.take_turns(tmp_path, [], 1)
 
 
 @pytest.mark.slow

@@ -10,15 +10,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from trainer import (
-    config as config_lib,
-    learner as learner_lib,
-    progress as progress_lib,
-    run_data,
-    runtime,
-    steps,
-)
+from trainer import config as config_lib, learner as learner_lib, run_data, runtime, steps
 from trainer.models import losses as losses_lib
+from trainer.progress import Progress
 
 _MOMENTUM = 0.9  # Of the running mean of the loss: about 10 steps.
 _DIVERGED = 4.0  # How many times its lowest value it may reach.
@@ -61,8 +55,8 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
         )
     config = dataclasses.replace(
         config,
-        **{"learning_rate_schedule": "constant", "weight_average": 0.0},
-        **{"validation_split": "", "test_split": "", "patience": 0},
+        **{"learning_rate_schedule": "constant", "weight_average": 0.0, "patience": 0},
+        **{"validation_split": "", "test_split": ""},
     )
     devices = runtime.open_devices(config)
     data = run_data.open_data(config)
@@ -79,7 +73,7 @@ def sweep(config: config_lib.Config, rates: Sequence[float]) -> Sweep:
             augment=inputs.augment,
         )
         batches = iter(devices.strategy.distribute_datasets_from_function(inputs.train))
-        with progress_lib.Progress("learning rates", len(rates)) as progress:
+        with Progress("learning rates", len(rates)) as progress:
             for rate in rates:
                 learner.optimizer.learning_rate = rate
                 losses.append(float(train_step(batches)["loss"][0]))

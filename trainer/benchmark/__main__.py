@@ -11,10 +11,14 @@ another checkout of the project beside this one:
 
 import contextlib
 import json
+import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 
 import pandas as pd
+import tqdm
 from absl import flags
 
 from trainer import command_line, config as config_lib
@@ -23,6 +27,7 @@ _SETTINGS = (
     *("dataset", "data_dir", "train_split", "image_size", "batch_size", "precision"),
     *("augment", "augment_on", "randaugment", "mixup", "cutmix", "jit_compile"),
 )
+_HERE = pathlib.Path(__file__).parents[2]
 _COMPARISONS = ("tutorial", "keras_fit")
 _TURNS = 3
 # What each stage cannot exceed.
@@ -62,7 +67,6 @@ def main(arguments: list[str]) -> None:
 
 def compare_checkouts(there: pathlib.Path) -> None:
     """Measures another checkout and this one in turns and prints a table; writes the JSON."""
-    from trainer.benchmark import checkouts
     from trainer.run import directory
 
     own = (_CHECKOUT.name, _JSON.name)
@@ -71,11 +75,60 @@ def compare_checkouts(there: pathlib.Path) -> None:
         for flag in map(flags.FLAGS.__getitem__, flags.FLAGS)
         if flag.present and flag.name not in own
     ]
-    table = checkouts.compare(there, given, _TURNS)
+    table = take_turns(there, given, _TURNS)
     print(table.to_string(float_format="{:.2f}".format))
     if _JSON.value:
         content = json.dumps(table.to_dict("index"), indent=2) + "\n"
         directory.write_atomically(pathlib.Path(_JSON.value), content)
+
+
+def take_turns(
+    there: pathlib.Path, arguments: list[str], rounds: int, here: pathlib.Path = _HERE
+) -> pd.DataFrame:
+    """Runs the benchmark of both checkouts, given by their roots, in turns, a process each.
+
+    Returns:
+        Table of img/s by stage: columns `there`, `here` and `here / there`, medians over the
+        rounds. The last is the median of the rounds' ratios. Stages that one of them does not
+        have are left out.
+
+    Raises:
+        config.UsageError: one of them fails, or is no checkout.
+    """
+    if not (there / "trainer" / "benchmark").exists():
+        raise config_lib.UsageError(
+            f"--checkout={there}: there is no trainer/benchmark in it. Name the root of another "
+            "checkout of this project (`git worktree add DIR COMMIT` makes one)."
+        )
+    speeds = []
+    for root in tqdm.tqdm([there, here] * rounds, leave=False, disable=not sys.stderr.isatty()):
+        speeds.append(_measure_checkout(root, arguments))
+    before, after = pd.DataFrame(speeds[::2]), pd.DataFrame(speeds[1::2])
+    columns = {"there": before, "here": after, "here / there": after / before}
+    table = pd.DataFrame({name: column.median() for name, column in columns.items()})
+    return table.reindex(after.columns).dropna()
+
+
+def _measure_checkout(root: pathlib.Path, arguments: list[str]) -> dict[str, float]:
+    """Returns img/s by stage, of one process of a checkout's benchmark."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = pathlib.Path(folder) / "figures.json"
+        result = subprocess.run(
+            # -P: not what is in the current folder, which may be a checkout too.
+            [sys.executable, "-P", "-m", "trainer.benchmark", *arguments, f"--json={figures}"],
+            env={**os.environ, "PYTHONPATH": str(root.resolve())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise config_lib.UsageError(
+                f"The benchmark of {root} ended with {result.returncode}. It printed:\n"
+                f"{result.stdout[-2000:]}"
+            )
+        stages = json.loads(figures.read_text())["stages"]
+    return {name: stage["images_per_second"] for name, stage in stages.items()}
 
 
 def measure(config: config_lib.Config) -> None:
@@ -151,10 +204,9 @@ def format_table(figures: dict[str, dict[str, float]], limit: float) -> str:
         {name: f"{share:.2f} {_CEILINGS.get(name, 'limit')}" for name, share in shares.items()}
     )
     table.columns = ["img/s", "CPU ms/img", "cores busy", "of its ceiling"]
-    formats = dict(zip(table.columns, ("{:.1f}", "{:.2f}", "{:.2f}"), strict=False))
-    return table.fillna("").to_string(
-        formatters={name: text.format for name, text in formats.items()}
-    )
+    formats = {"img/s": "{:.1f}", "CPU ms/img": "{:.2f}", "cores busy": "{:.2f}"}
+    formatters = {name: text.format for name, text in formats.items()}
+    return table.fillna("").to_string(formatters=formatters)
 
 
 def explain(figures: dict[str, dict[str, float]]) -> str:

@@ -5,6 +5,7 @@ takes its turns when it is asked to.
 """
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import multiprocessing
@@ -24,7 +25,7 @@ _POSTERS = 1024  # Enough that they do not stay in the processor's caches.
 _WARM_UP = 2
 
 
-class Peer:
+class Peer(contextlib.AbstractContextManager):
     """A peer in a process of its own, made there by one of the functions below."""
 
     def __init__(self, create, *arguments):
@@ -32,9 +33,6 @@ class Peer:
             1, multiprocessing.get_context("spawn"), command_line.import_stock_tensorflow
         )
         self._process.submit(_create, create, arguments).result()
-
-    def __enter__(self) -> "Peer":
-        return self
 
     def __exit__(self, *exception) -> None:
         self._process.shutdown()
@@ -79,11 +77,8 @@ def tutorial_loop(config: config_lib.Config) -> stages.Stage:
 
 def keras_fit(config: config_lib.Config, num_genres: int) -> stages.Stage:
     """Trains the reference CNN of stock layers with Keras's `fit`, in float32."""
-    model = with_stock_layers(
-        registry.create_model(
-            config_lib.Config(image_size=config.image_size), num_genres, "float32"
-        )
-    )
+    reference = config_lib.Config(image_size=config.image_size)
+    model = with_stock_layers(registry.create_model(reference, num_genres, "float32"))
     model.compile(
         keras.optimizers.Adam(config.learning_rate),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),

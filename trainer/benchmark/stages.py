@@ -6,6 +6,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -20,8 +21,7 @@ _MATMUL_SIZE = 4096
 _WARM_UP = 3  # Steps before the clock counts: they compile, or take what was prefetched.
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What was done while the clock counted."""
 
     images: int
@@ -29,8 +29,7 @@ class Turn:
     cpu_seconds: float
 
     def __add__(self, other: "Turn") -> "Turn":
-        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Turn(*map(sum, both))
+        return Turn(*map(sum, zip(self, other, strict=True)))
 
     def figures(self) -> dict[str, float]:
         return {
@@ -135,7 +134,7 @@ def training_stages(
     return {
         "step_resident": fed_by(resident, make_train_step()),  # As it is.
         "row_numbers": _consume(rows_lib.train_batches(rows, on_device)),
-        "warm_pipeline": functools.partial(take_turn, lambda: _size(next(warm))),
+        "warm_pipeline": _consume(warm),
         "step_fed_cold": fed_by(iter(_stream(split, config))),
         "step_fed_warm": fed_by(warm),
     }
@@ -166,10 +165,6 @@ def _stream(split: splits.Split, config: config_lib.Config) -> tf.data.Dataset:
     return stream.train_batches(split, spec, config.shuffle_buffer)
 
 
-def _consume(dataset: tf.data.Dataset) -> Stage:
-    iterator = iter(dataset)
-    return functools.partial(take_turn, lambda: _size(next(iterator)))
-
-
-def _size(batch) -> int:
-    return len(tf.nest.flatten(batch)[0])
+def _consume(batches) -> Stage:
+    iterator = iter(batches)
+    return functools.partial(take_turn, lambda: len(tf.nest.flatten(next(iterator))[0]))

@@ -64,10 +64,8 @@ def main(arguments: list[str]) -> None:
     outcomes = [finding.outcome for finding in found.values()]
     is_well = findings_lib.FAILED not in outcomes
     recommended = [flag for finding in found.values() for flag in finding.flags]
-    counts = ", ".join(
-        f"{outcomes.count(outcome)} {outcome}"
-        for outcome in (findings_lib.PASSED, findings_lib.FAILED, findings_lib.LEFT_OUT)
-    )
+    kinds = (findings_lib.PASSED, findings_lib.FAILED, findings_lib.LEFT_OUT)
+    counts = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in kinds)
     if not is_well:
         recommended = []
         advice = "none before what failed is mended"

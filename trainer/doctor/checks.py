@@ -46,7 +46,12 @@ class Training:
             self.model = registry.create_model(config, _GENRES, precision)
             self.optimizer = optimizer_lib.create_optimizer(config, precision, 1)
             self.optimizer.build(self.model.trainable_variables)
-        _let_posters_through(self.model)
+        # A pretrained backbone normalizes by statistics that nothing was recorded in: 16 layers of
+        # fresh depthwise filters, too small for their few inputs, would leave nothing of a poster,
+        # and any two arithmetics would agree.
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, layers.ConvBatchNorm) and layer.filters is None:
+                layer.kernel.assign(layer.kernel * layer.kernel.shape[2] ** 0.5)
         batch = stages.resident_batch(config.image_size, config.batch_size, _GENRES)
         draws = tf.random.stateless_uniform(batch["genres"].shape, (0, 1))
         self.batch = {**batch, "genres": tf.cast(draws < 0.3, tf.float32)}
@@ -114,12 +119,10 @@ def check_kernels_run(preset: str, precision: str) -> Finding:
 def check_arithmetic(preset: str) -> Finding:
     """Compares a few steps of a preset in 16 bits, and compiled by XLA, with float32."""
     expected = train(preset, "float32")
-    errors = {
-        precision: relative_error(train(preset, precision), expected)
-        for precision in ("mixed_bfloat16", "mixed_float16")
-    }
-    errors["XLA"] = relative_error(train(preset, "float32", jit_compile=True), expected)
-    return judge_errors(errors)
+    halves = ("mixed_bfloat16", "mixed_float16")
+    found = {precision: train(preset, precision) for precision in halves}
+    found["XLA"] = train(preset, "float32", jit_compile=True)
+    return judge_errors({name: relative_error(v, expected) for name, v in found.items()})
 
 
 def check_replicas(strategy: tf.distribute.Strategy) -> Finding:
@@ -222,14 +225,3 @@ def _has_gpu_kernel(op: str, types: dict[str, int]) -> bool:
 @functools.cache
 def _kernels_of(op: str):
     return kernels.get_registered_kernels_for_op(op).kernel
-
-
-def _let_posters_through(model: keras.Model) -> None:
-    """Makes a pretrained backbone's fresh depthwise filters as large as their few inputs ask for.
-
-    It normalizes by statistics that nothing was recorded in: 16 layers of filters that are too
-    small would leave nothing of a poster, and any two arithmetics would agree.
-    """
-    for layer in model._flatten_layers():
-        if isinstance(layer, layers.ConvBatchNorm) and layer.filters is None:
-            layer.kernel.assign(layer.kernel * layer.kernel.shape[2] ** 0.5)

@@ -32,12 +32,13 @@ def describe(precision: str) -> dict[str, str]:
     if not gpus:
         facts["GPU"] = "none that TensorFlow can use"
     strategy = runtime.choose_strategy("auto")
+    cgroups = {line.split(":", 2)[2] for line in _lines("/proc/self/cgroup")}  # See cgroups(7).
     return {
         **facts,
         "CPU": f"{_cpu_model()}, {machine.num_cores()} cores to use of {os.cpu_count()}",
         "memory": f"{machine.available_memory() / 1e9:.1f} GB to use; the machine has "
         f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
-        "cgroup": _cgroups(),
+        "cgroup": ", ".join(sorted(cgroups)) or "none",
         "precision": _explain_precision(precision, gpus),
         "strategy": f"{strategy.name}: {strategy.reason}",
     }
@@ -60,17 +61,9 @@ def _capability(details: dict) -> str:
 
 def _cudnn_version() -> str:
     """Returns the version of the wheel that `tensorflow[and-cuda]` brings."""
-    for package in importlib.metadata.distributions():
-        if (package.metadata["Name"] or "").startswith("nvidia-cudnn"):
-            return package.version
-    return _NOT_KNOWN
-
-
-def _cgroups() -> str:
-    """Returns the paths of the cgroups whose limits hold for this process, as cgroups(7) says."""
-    return (
-        ", ".join(sorted({line.split(":", 2)[2] for line in _lines("/proc/self/cgroup")})) or "none"
-    )
+    packages = ((p.metadata["Name"] or "", p.version) for p in importlib.metadata.distributions())
+    versions = (version for name, version in packages if name.startswith("nvidia-cudnn"))
+    return next(versions, _NOT_KNOWN)
 
 
 def _cpu_model() -> str:

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from trainer.reports import scores
 from trainer.run import directory
@@ -39,8 +39,13 @@ def train(
     output = run_dir / OUTPUT
     with run.held():
         output.touch()
+    command = [sys.executable, "-m", "trainer", f"--run_dir={run_dir}", *flags]
+    with output.open("a") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        # In a group of its own: Ctrl-C would stop it too, and the stop below, its second, at once.
+        process = subprocess.Popen(command, **streams, process_group=0)
     is_stopped = False
-    with _process([f"--run_dir={run_dir}", *flags], output) as process:
+    try:
         while process.poll() is None and not is_stopped:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
@@ -49,6 +54,9 @@ def train(
             if not is_done and len(trial.scores) > before and search.should_prune(trial):
                 trial.state = trials_lib.PRUNED
             is_stopped = should_stop() or trial.state == trials_lib.PRUNED
+    finally:  # It stops with a checkpoint.
+        process.terminate()
+        process.wait()
     if trial.state == trials_lib.PRUNED:
         return
     if process.returncode and not is_stopped:
@@ -64,24 +72,6 @@ def train(
     best_scores = record[list(scores.METRICS)].astype(float).to_dict()
     trial.best = {"epoch": int(record["epoch"]), **best_scores}
     trial.state = trials_lib.COMPLETE
-
-
-@contextlib.contextmanager
-def _process(flags: Sequence[str], output: pathlib.Path) -> Iterator[subprocess.Popen]:
-    """A trainer, which is stopped with a checkpoint where the block is left before it has ended."""
-    with output.open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer", *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C would stop it too, and the stop below, its second, at once.
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _take_scores(
