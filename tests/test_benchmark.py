@@ -87,9 +87,8 @@ def test_flags_are_handed_to_both_checkouts(tmp_path):
     )
     assert result.returncode == 1
     assert "no_such" in result.stderr and "Traceback" not in result.stderr
-    assert sorted((there / "log").read_text().split()) == [
-        *("--data_dir=no_such", "--image_size=48", "--seconds=0.0")
-    ]
+    given = ["--data_dir=no_such", "--image_size=48", "--seconds=0.0"]
+    assert sorted((there / "log").read_text().split()) == given
 
 
 def test_a_peer_that_is_not_known_is_refused(monkeypatch):

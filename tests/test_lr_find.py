@@ -71,9 +71,8 @@ def test_the_command_proposes_a_rate_and_leaves_a_picture_alone(data_dir, tmp_pa
     result = conftest.run(
         *(sys.executable, "-m", "trainer.lr_find", "--preset=reference", "--image_size=48"),
         *("--dataset=poster_tfds/synthetic", f"--data_dir={data_dir}", "--steps=30"),
-        "--plot=found.png",
-        cwd=tmp_path,
-        PYTHONPATH=str(conftest.PROJECT),
+        *("--batch_size=9", "--plot=found.png"),
+        **{"cwd": tmp_path, "PYTHONPATH": str(conftest.PROJECT)},
     )
     assert re.search(r"--learning_rate=\d\.\de-0\d\n\nWrote found\.png\n$", result.stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["found.png"]

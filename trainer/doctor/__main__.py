@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> None:
     # Replicas on all GPUs or, without any, on two halves of the CPU.
     logical_cpus = 1 if tf.config.list_physical_devices("GPU") else 2
     strategy = runtime.create_strategy("mirrored", logical_cpus=logical_cpus)
-    checks = _choose(_make_checks(config, runtime.choose_precision(config.precision), strategy))
+    checks = _make_checks(config, runtime.choose_precision(config.precision), strategy)
+    checks = findings_lib.choose(checks, _CHECKS.value)
     facts = machine.describe(config.precision)
     for name, fact in facts.items():
         _print_row(name, "", fact)
@@ -112,17 +113,6 @@ def _make_checks(config: config_lib.Config, precision: str, strategy) -> dict:
         # The last: TensorFlow stays deterministic, and slower.
         "determinism": partial(checks.check_determinism, precision),
     }
-
-
-def _choose(checks: dict) -> dict:
-    """Returns the checks that --checks names, or all."""
-    for start in _CHECKS.value:
-        if not any(name.startswith(start) for name in checks):
-            raise config_lib.UsageError(
-                f"--checks={start}: no check begins so; there are:\n  " + "\n  ".join(checks)
-            )
-    starts = tuple(_CHECKS.value) or ("",)
-    return {name: check for name, check in checks.items() if name.startswith(starts)}
 
 
 def _print_row(name: str, outcome: str, detail: str) -> None:

@@ -1,8 +1,10 @@
 """Checks, one after the other: whatever one of them does, the others have their turn."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+from trainer import config
 
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 
@@ -15,12 +17,25 @@ class Finding(NamedTuple):
     flags: tuple[str, ...] = ()  # Of `python -m trainer`, that it speaks for.
 
 
+Check = Callable[[], Finding]
+
+
 def judge(is_right: bool, detail: str) -> Finding:
     return Finding(PASSED if is_right else FAILED, detail)
 
 
+def choose(checks: Mapping[str, Check], starts: Sequence[str]) -> dict[str, Check]:
+    """Returns the checks whose names begin as --checks says, or all."""
+    for start in starts:
+        if not any(name.startswith(start) for name in checks):
+            raise config.UsageError(
+                f"--checks={start}: no check begins so; there are:\n  " + "\n  ".join(checks)
+            )
+    return {name: check for name, check in checks.items() if name.startswith(tuple(starts or [""]))}
+
+
 def run_checks(
-    checks: Mapping[str, Callable[[], Finding]],
+    checks: Mapping[str, Check],
     seconds: float,
     tell: Callable[[str, Finding], None],
 ) -> dict[str, Finding]:
