@@ -48,7 +48,7 @@ def test_checks_are_chosen_by_how_they_begin():
     known = {"disk": well, "kernels run: a": well, "kernels run: b": well}
     assert list(findings.choose(known, ["kernels"])) == ["kernels run: a", "kernels run: b"]
     assert findings.choose(known, []) == known
-    with pytest.raises(UsageError, match="--checks=blood: no check begins so; .*\n  disk\n"):
+    with pytest.raises(UsageError, match=r"--checks=blood: no check begins so; .*\n  disk\n"):
         findings.choose(known, ["disk", "blood"])
 
 

@@ -47,7 +47,7 @@ def test_losses_are_those_of_stock_keras_whose_rate_rises(settings):
 
 
 def test_it_stops_where_the_loss_diverges(settings):
-    rates = np.geomspace(1e-3, 1e6, 60).tolist()
+    rates = np.geomspace(1e-4, 1e6, 60).tolist()
     found = lr_sweep.sweep(config.Config(**settings), rates)
     assert 20 < len(found.rates) < 60
     above = found.smoothed > 4 * np.minimum.accumulate(found.smoothed)
