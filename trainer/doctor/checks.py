@@ -26,8 +26,7 @@ _SMALL = {
     "learning_rate": 1e-4,
     "learning_rate_schedule": "constant",
 }
-# Of the norm of the difference of all logits to the norm of those in float32. Four steps change
-# the logits by about their own norm.
+# Of the norm of the difference of the logits after all steps to the norm of those in float32.
 TOLERANCES = {"mixed_bfloat16": 0.2, "mixed_float16": 0.2, "XLA": 0.05, "replicas": 0.01}
 
 
