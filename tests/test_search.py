@@ -240,10 +240,9 @@ def test_a_trials_minutes_are_also_those_of_the_head_that_it_trained_first(tmp_p
     assert trial.minutes == pytest.approx(25)
 
 
-def test_a_trial_is_done_when_its_patience_is_over(tmp_path):
-    config = config_lib.Config(validation_split="validation", patience=1, epochs=60)
-    for curve, is_done in (([0.1, 0.2], False), ([0.2, 0.1], True)):
-        run = directory.RunDirectory(tmp_path / str(is_done))
-        test_compare.write_run(run.path, curve, validation=curve)
-        search = make_search(config=config)
-        assert process._take_scores(search, trials_lib.Trial({}), run) == is_done
+@pytest.mark.parametrize(("curve", "is_done"), [([0.1, 0.2], False), ([0.2, 0.1], True)])
+def test_a_trial_is_done_when_its_patience_is_over(curve, is_done, tmp_path):
+    run = directory.RunDirectory(test_compare.write_run(tmp_path, curve, validation=curve))
+    judged = dataclasses.replace(CONFIG, validation_split="validation", patience=1)
+    search = make_search(config=judged)
+    assert process._take_scores(search, trials_lib.Trial({}), run) == is_done

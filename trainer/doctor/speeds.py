@@ -88,10 +88,9 @@ def check_input(
     plain = dataclasses.replace(config, augment="")
     of_plain = stages.training_stages(split, plain, precision)
     timed = {"resident": of_plain["step_resident"], "fed": of_plain["step_fed_warm"]}
+    changes = ",".join(config_lib.AUGMENTATIONS)
     for place in ("cpu", "device"):
-        changed = dataclasses.replace(
-            config, augment=",".join(config_lib.AUGMENTATIONS), augment_on=place
-        )
+        changed = dataclasses.replace(config, augment=changes, augment_on=place)
         of_changed = stages.training_stages(split, changed, precision)
         timed[f"augmented on {place}"] = of_changed["step_fed_warm"]
     speeds = _time(timed, seconds)
@@ -99,14 +98,12 @@ def check_input(
     detail = f"resident {resident:.0f} img/s; " + ", ".join(
         f"{name} {speed:.0f} ({speed / resident:.2f} of it)" for name, speed in speeds.items()
     )
-    chosen, other = "cpu", "device"
-    if tf.config.list_physical_devices("GPU"):  # As --augment_on=auto chooses.
-        chosen, other = other, chosen
-    of_chosen, of_other = (speeds[f"augmented on {place}"] for place in (chosen, other))
+    # The first is what --augment_on=auto chooses.
+    places = ("device", "cpu") if tf.config.list_physical_devices("GPU") else ("cpu", "device")
+    of_chosen, of_other = (speeds[f"augmented on {place}"] for place in places)
     if min(speeds["fed"], max(of_chosen, of_other)) < _KEEPS_UP * resident:
         detail += "; the input holds the step up: `python -m trainer.benchmark` says where"
-    is_other_faster = of_other > _WORTH_A_FLAG * of_chosen
-    flags = (f"--augment_on={other}",) if is_other_faster else ()
+    flags = (f"--augment_on={places[1]}",) if of_other > _WORTH_A_FLAG * of_chosen else ()
     return Finding(PASSED, detail, flags)
 
 
