@@ -27,14 +27,14 @@ def test_a_run_directory_holds_what_it_promises(run_dir):
     records = conftest.read_metrics(run_dir)
     splits = ("train[:75%]", "train[75%:]", "test")
     assert [(r["epoch"], r["step"], r["split"]) for r in records] == [
-        (epoch, 5 * epoch, split) for epoch in (1, 2) for split in splits
+        (epoch, 5 * epoch, split) for epoch in (4, 8) for split in splits
     ]
     for record in records:
         scores = {"loss"} if record["split"] == splits[0] else SCORES
         assert record.keys() & SCORES == scores
         assert record["images_per_second"] > 0
         assert record["constant"].keys() == scores
-    assert records[0]["learning_rate"] == pytest.approx(0.01)
+    assert records[0]["learning_rate"] == pytest.approx(0.03)
 
 
 def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
@@ -54,7 +54,7 @@ def test_tensorboard_has_all_of_a_run_in_one_file_a_split(run_dir):
             assert scalars[(*place, name)] == pytest.approx(record[name])
             assert scalars[(*place, f"constant/{name}")] == pytest.approx(record["constant"][name])
         assert scalars[(*place, "images_per_second")] == pytest.approx(record["images_per_second"])
-    assert scalars["train[:75%]", 10, "learning_rate"] == pytest.approx(0.01)
+    assert scalars["train[:75%]", 40, "learning_rate"] == pytest.approx(0.03)
     assert "posters" in tags and any("hparams" in tag for tag in tags)
 
 
@@ -71,7 +71,7 @@ def test_a_model_rises_well_above_the_constant(data_dir, tmp_path):
 def test_a_run_is_not_mixed_with_another(data_dir, run_dir):
     before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
     splits = {"train_split": "train[:75%]", "validation_split": "train[75%:]", "batch_size": 8}
-    with pytest.raises(config.UsageError, match=r"--learning_rate: 0\.01 then, 0\.1 now"):
+    with pytest.raises(config.UsageError, match=r"--learning_rate: 0\.03 then, 0\.1 now"):
         conftest.train(data_dir, run_dir, **splits, learning_rate=0.1)
     with pytest.raises(config.UsageError, match="holds a run"):
         conftest.train(data_dir, run_dir, **splits, resume=False)

@@ -18,6 +18,7 @@ from trainer.models import layers, losses, optimizer as optimizer_lib, registry
 
 _GENRES = 8
 _STEPS = 4
+_LOSS_SCALE = 2.0**8
 _SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -27,7 +28,7 @@ _SMALL = {
     "learning_rate_schedule": "constant",
 }
 # Of the norm of the difference of the logits after all steps to the norm of those in float32.
-TOLERANCES = {"mixed_bfloat16": 0.2, "mixed_float16": 0.2, "XLA": 0.05, "replicas": 0.01}
+TOLERANCES = {"mixed_bfloat16": 0.2, "mixed_float16": 0.2, "XLA": 0.1, "replicas": 0.01}
 
 
 class Training:
@@ -67,6 +68,16 @@ class Training:
         step = self._make_step(**settings)
         for _ in range(count):
             step(self._batches)
+
+    def predict_in_training(self) -> np.ndarray:
+        """Returns logits by the batch's own statistics; the moving ones are still of no data."""
+
+        @tf.function
+        def predict():
+            return self.model(self.batch["image"], training=True)
+
+        logits = self._strategy.run(predict)
+        return self._strategy.experimental_local_results(logits)[0].numpy()
 
     def resident_step(self):
         """Returns a function without arguments: the step, on a batch that is there already."""
@@ -128,10 +139,9 @@ def check_replicas(strategy: tf.distribute.Strategy) -> Finding:
     """Compares a few steps of several replicas with those of one."""
     if strategy.num_replicas_in_sync == 1:
         return Finding(LEFT_OUT, "there is one GPU")
-    # Each replica drops other features; without, all together do what one does.
     replicas = strategy.num_replicas_in_sync
     device_type = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0]).device_type
-    changes = {"dropout": 0.0, "batch_size": 8 * replicas}
+    changes = {"batch_size": 8 * replicas}
     expected = train("compact", "float32", **changes)
     error = relative_error(train("compact", "float32", strategy, **changes), expected)
     return judge_errors({"replicas": error}, f", {replicas} {device_type}s")
@@ -177,10 +187,18 @@ def check_determinism(precision: str) -> Finding:
 
 
 def train(preset: str, precision: str, strategy=None, jit_compile=False, **changes) -> np.ndarray:
-    """Trains for a few steps and returns what the model then makes of the batch: logits [B, G]."""
+    """Trains for a few steps and returns the logits [B, G] that the next would begin with.
+
+    Nothing is dropped: masks are drawn otherwise in another precision, by XLA and on each replica.
+    """
     training = Training(preset, precision, strategy, **changes)
+    for layer in training.model._flatten_layers():
+        if isinstance(layer, layers.Dropout):
+            layer.rate = 0.0
+    if precision == "mixed_float16":  # From Keras's scale the first steps may overflow.
+        training.optimizer.dynamic_scale.assign(_LOSS_SCALE)
     training.take_steps(jit_compile=jit_compile)
-    return training.model(training.batch["image"], training=False).numpy()
+    return training.predict_in_training()
 
 
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
