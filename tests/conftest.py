@@ -206,8 +206,8 @@ def run_dir(data_dir, made_once):
             train_split="train[:75%]",
             validation_split="train[75%:]",
             batch_size=8,
-            epochs=8,
-            evaluate_every=4,
+            epochs=40,
+            evaluate_every=20,
             learning_rate=0.03,
         )
 

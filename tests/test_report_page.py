@@ -141,7 +141,7 @@ def test_thresholds_are_chosen_on_the_validation_split(run_dir, data_dir, tmp_pa
 def test_the_sentences_and_the_command_are_of_this_run(run_dir, data_dir):
     given = evaluated.evaluate_run(run_dir, "train[:75%]", str(data_dir))
     described = report_lib.Report(given, num_resamples=10)
-    labels, logits = given.labels, given.logits
+    labels, logits = np.float64(given.labels), given.logits
     top = labels[np.arange(len(labels)), logits.argmax(axis=1)].mean()
     commonest = given.base_rates.argmax()
     how_good, *_ = sections.summarize(described)
