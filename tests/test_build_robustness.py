@@ -18,10 +18,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from poster_tfds import directory_lock, faults, images, synthetic
+from poster_tfds import directory_lock, faults, synthetic
 from tests import conftest, runs, test_faults, test_images
 from tests.test_dataset_builder import posters, read_split  # noqa: F401
-from tests.test_preprocessing import make_jpeg
 
 CUSTOM = {"name": "mine", "test_fraction": 0.25, "validation_fraction": 0.25}
 SKIP = {**CUSTOM, "on_error": "skip"}
@@ -69,31 +68,6 @@ def test_skip_builds_the_rest_and_lists_what_it_left_out(posters, tmp_path):  # 
     assert len(found) == found.total() == 38
     pictures = Counter(image for _, _, image in found)
     assert max(pictures.values()) == 1
-
-
-def test_what_is_no_plain_jpeg_is_converted_and_counted(posters, tmp_path):  # noqa: F811
-    picture, folder = test_images.PICTURE, posters / "Images"
-    contents = {
-        "synthetic0000001": make_jpeg(60, 80, mode="CMYK"),
-        "synthetic0000002": test_images.turned(6),
-        "synthetic0000003": test_images.encode(picture, "PNG"),
-        "synthetic0000004": test_images.cut_ended(make_jpeg(120, 180)),
-        "synthetic0000005": test_images.LARGE,
-    }
-    for name, content in contents.items():
-        (folder / f"{name}.jpg").write_bytes(content)
-    conftest.build(posters, tmp_path, {**CUSTOM, "on_damage": "keep", "max_side": 200})
-    expected = {
-        path.stem: images.as_stored(path.read_bytes(), 200, keep_damaged=True)
-        for path in folder.iterdir()
-    }
-    stored = sum(examples("poster_tfds/mine", tmp_path).values(), Counter())
-    assert {name: jpeg for name, _, jpeg in stored} == {
-        name: poster.jpeg for name, poster in expected.items()
-    }
-    assert max(max(test_images.pixels(jpeg).shape) for _, _, jpeg in stored) == 200
-    metadata = json.loads((tmp_path / "poster_tfds/mine/1.0.0/metadata.json").read_text())
-    assert (metadata["converted"], metadata["damaged"], metadata["max_side"]) == (4, 1, 200)
 
 
 @pytest.mark.parametrize(

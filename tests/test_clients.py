@@ -1,23 +1,20 @@
 """The clients' wires, against a stand-in for the server."""
 
-import concurrent.futures
 import contextlib
 import json
 import re
 import socket
 import time
 
-import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 pytest.importorskip("tensorflow_serving", reason="NOT TESTED: needs the extra `serving`")
 
 import grpc
 
 from export import clients, server_client, serving_files
-from tests import conftest, stand_in_server, test_images
+from tests import conftest, stand_in_server
 from trainer import config
 
 
@@ -61,39 +58,6 @@ def test_a_busy_server_is_asked_again(version, images, served, code, monkeypatch
     assert model.requests == 8
     assert client.sent_again == 7
     assert not any(answer.error for answer in answers)
-
-
-@pytest.mark.slow
-def test_requests_of_half_a_megabyte_beyond_what_a_server_takes_are_all_answered(
-    version, tmp_path, wire, monkeypatch, local_client
-):
-    """Sixteen at a time; the server has room for two. gRPC's own retries end at 256 KiB."""
-    monkeypatch.setattr(server_client, "_LONGEST_PAUSE", 1)
-    noise = np.random.default_rng(0).integers(0, 256, (10, 250, 250, 3)).astype(np.uint8)
-    for i, pixels in enumerate(noise):
-        jpeg = test_images.encode(Image.fromarray(pixels), "JPEG", quality=95)
-        assert len(jpeg) > 60_000
-        (tmp_path / f"{i}.jpg").write_bytes(jpeg)
-    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff and junk")
-    posters = [tmp_path / ("x.jpg" if i % 20 == 7 else f"{i % 10}.jpg") for i in range(800)]
-    # As the server is sent it: junk, too, which `ask_all` keeps back.
-    images = [poster.read_bytes() for poster in posters]
-    requests = [images[i : i + 8] for i in range(0, len(images), 8)]
-    local = local_client.ask(images[:20])
-    settings = tmp_path / "batching.config"
-    settings.write_text(
-        "max_batch_size { value: 8 }\nbatch_timeout_micros { value: 0 }\n"
-        "num_batch_threads { value: 1 }\nmax_enqueued_batches { value: 1 }\n"
-    )
-    joined = stand_in_server.Joined(stand_in_server.Model(version, busy=3), settings)
-    with wire("posters", joined) as address, concurrent.futures.ThreadPoolExecutor(16) as pool:
-        client = clients.connect(address, "posters", 60)
-        answers = [answer for part in pool.map(client.ask, requests) for answer in part]
-    for i, answer in enumerate(answers):
-        assert bool(answer.error) == (i % 20 == 7)
-        assert scores_of(answer) == pytest.approx(scores_of(local[i % 20]), abs=1e-6)
-    assert sum(joined.batches) == 100 + 3  # Each was answered once.
-    assert client.sent_again >= 3
 
 
 def test_a_refused_request_harms_only_its_posters(version, synthetic_posters, wire):

@@ -114,26 +114,6 @@ def leave_answers(path, labels, logits, step):
     answers.write(directory.RunDirectory(path), given, [], **facts)
 
 
-def test_the_interval_of_a_row_is_of_the_posters_that_all_its_seeds_answered_for(tmp_path):
-    rng = np.random.default_rng(0)
-    labels = (rng.random((300, 2)) < 0.3).astype(np.float32)
-    paths, macro_aps = [], []
-    for seed in range(2):
-        paths.append(write_run(tmp_path / str(seed), [0.2, 0.3], seed=seed))
-        logits = rng.normal(size=labels.shape) + labels
-        macro_aps.append(sklearn_metrics.average_precision_score(labels, logits))
-        leave_answers(paths[-1], labels, logits, step=14)
-    without = write_run(tmp_path / "without", [0.1], image_size=64)
-    seeds, alone, constant = table_of(*paths, without)
-    low, high = map(float, seeds["95% of posters"].split(" to "))
-    assert low < np.mean(macro_aps) < high
-    assert 0.02 < high - low < 0.2
-    assert alone["95% of posters"] == constant["95% of posters"] == ""
-    assert "95% of posters" not in table_of(without)[0]
-    leave_answers(paths[1], 1 - labels, logits, step=14)
-    assert table_of(*paths, without)[0]["95% of posters"] == ""
-
-
 def test_differences_are_those_on_the_same_posters(tmp_path):
     """A run that is a little better on most posters surely is, though its interval overlaps."""
     rng = np.random.default_rng(0)
@@ -168,27 +148,6 @@ def test_the_best_epoch_by_the_validation_split_counts_where_there_is_one(tmp_pa
     path = write_run(tmp_path / "run", [0.1, 0.2, 0.3, 0.4], validation=[0.2, 0.9, 0.3, 0.1])
     assert table_of(path)[0]["macro AP"] == "0.2000"
     assert table_of(path, split="validation")[0]["macro AP"] == "0.9000"
-
-
-def test_the_time_of_the_run_begun_with_is_counted_if_it_is_there(tmp_path):
-    head = presets.PRESETS["pretrained_head"]
-    finetune = {**presets.PRESETS["pretrained"], "head_epochs": 0}
-    paths = []
-    for seed in range(2):
-        source = write_run(tmp_path / f"head{seed}", [0.2], minutes=5 + seed, seed=seed, **head)
-        path = tmp_path / f"finetuned{seed}"
-        settings = {**finetune, "init_from": str(source), "seed": seed}
-        paths.append(write_run(path, [0.3, 0.31], minutes=20, **settings))
-    gone = write_run(
-        tmp_path / "gone", [0.1], minutes=20, init_from=str(tmp_path / "nowhere"), **finetune
-    )
-    tuned, alone, _ = table_of(*paths, gone)
-    assert tuned["run"] == "`--preset=pretrained after --preset=pretrained_head`"
-    assert tuned["seeds"] == "0, 1"
-    assert tuned["minutes to train"] == f"25.5 ± {np.std([25, 26], ddof=1):.1f}"
-    assert alone["minutes to train"] == "20.0"
-    assert f"--init_from={tmp_path / 'nowhere'}" in alone["run"]
-    np.testing.assert_allclose(comparison.read_run(paths[0], "test").curve, [[15, 0.3], [25, 0.31]])
 
 
 def test_flags_that_all_rows_share_stand_above_the_table(tmp_path):

@@ -218,6 +218,7 @@ def test_several_processes_can_hand_a_message_on():
         assert vars(copy) == vars(error)
 
 
+@pytest.mark.slow
 def test_the_readmes_five_posters_are_built_and_trained_on(tmp_path):
     readme = (conftest.PROJECT / "poster_tfds/README.md").read_text()
     annotations = re.search(r"```\n(Id,Genre,Noir.*?)```", readme, re.DOTALL)[1]

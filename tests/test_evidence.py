@@ -1,17 +1,12 @@
 """What a genre rests on is where its sign is, in numbers, in pictures and in the client's files."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from export import evidence_files
-from trainer import config
-from trainer.data import preprocessing
 from trainer.reports import analysis, evidence as evidence_lib
-from trainer.run import checkpoints
 
 CELLS = evidence_lib.NUM_CELLS
 
@@ -63,28 +58,6 @@ def test_a_poster_is_hidden_in_its_mean_colour_and_large_ones_go_few_at_a_time()
     assert all(np.array_equal(middles[i], mean) for i in np.flatnonzero(hidden))
 
 
-def test_a_picture_is_orange_where_the_poster_speaks_for_a_genre_and_blue_where_against():
-    """Whatever its ground is, and elsewhere neither black nor white; the part is framed."""
-    hidden = np.zeros((CELLS + 1, CELLS + 1, 1))
-    hidden[1:3, 1:3], hidden[6:8, 6:8] = -1, 1
-    evidence = evidence_lib.Evidence(np.zeros(1), hidden)
-    for ground in (0, 255):
-        poster = io.BytesIO()
-        Image.new("RGB", (300, 400), (ground,) * 3).save(poster, "JPEG")
-        pair = Image.open(io.BytesIO(evidence_lib.draw_pair(poster.getvalue(), evidence, 0)))
-        assert pair.size == (610, 400)
-        assert pair.getpixel((150, 200)) == (ground,) * 3
-        # In the middles of cells (1, 1), (3, 5) and (6, 6) of the map.
-        red, _, blue = pair.getpixel((310 + 56, 75))
-        assert red - blue > 120
-        red, green, blue = pair.getpixel((310 + 206, 175))
-        assert max(red, green, blue) - min(red, green, blue) < 12 and 60 < green < 240
-        red, _, blue = pair.getpixel((310 + 243, 325))
-        assert blue - red > 120
-        levels = np.asarray(pair.convert("L"))
-        assert levels[[2, 98], 310 + 37].min() > 200 > levels[50, 310 + 37]
-
-
 def test_a_name_is_over_its_map_whatever_it_is_and_none_over_the_poster():
     poster = io.BytesIO()
     Image.new("RGB", (30, 44), "gray").save(poster, "JPEG")
@@ -94,37 +67,6 @@ def test_a_name_is_over_its_map_whatever_it_is_and_none_over_the_poster():
     has_text = (top < 100).any(axis=0)
     assert not has_text[:300].any()
     assert has_text[330:550].any() and has_text[640:860].any()
-
-
-def test_the_clients_pictures_are_of_the_runs_own_model(
-    version, run_dir, synthetic_posters, tmp_path, local_client
-):
-    """One for each poster, whatever folder it is in."""
-    files = evidence_files.EvidenceFiles(tmp_path / "out", local_client, max_side=0)
-    model, facts = checkpoints.restore_model(run_dir)
-    shown = [5, 2]
-    written = []
-    for folder, number in (("a", 0), ("b", 1)):
-        poster = tmp_path / folder / "poster.jpg"
-        poster.parent.mkdir()
-        shutil.copy(synthetic_posters / "Images" / f"synthetic000000{number}.jpg", poster)
-        written.append(files.write(poster, [facts["genres"][genre] for genre in shown]))
-    assert written == [tmp_path / "out" / name for name in ("poster.png", "poster-2.png")]
-    jpeg = poster.read_bytes()
-    evidence = evidence_lib.occlude(
-        lambda images: model(preprocessing.resize(images, facts["image_size"])).numpy(),
-        np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")),
-    )
-
-    def draw(genres):
-        names = {genre: facts["genres"][genre] for genre in genres}
-        return pixels_of(io.BytesIO(evidence_lib.draw(jpeg, evidence, names)))
-
-    found = pixels_of(written[1])
-    assert np.abs(found - draw(shown)).mean() < 0.1
-    assert np.abs(found - draw(shown[::-1])).mean() > 1
-    with pytest.raises(config.UsageError, match=r"--explain=.*: File exists\. Give a directory"):
-        evidence_files.EvidenceFiles(poster, local_client, max_side=0)
 
 
 def pixels_of(png):

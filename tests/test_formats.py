@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from export import formats, saved_model
 from trainer import config
-from trainer.data import pipeline, splits, test_time
+from trainer.data import pipeline, splits
 from trainer.models import registry
 from trainer.run import checkpoints
 
@@ -76,27 +76,6 @@ def test_the_card_says_how_good_the_model_is_in_integers(converted, answered):
     assert float(of_model) == pytest.approx(theirs, abs=1e-4)
     details = tf.lite.Interpreter(model_path=str(path)).get_tensor_details()
     assert any(detail["dtype"] == np.int8 and len(detail["shape"]) == 4 for detail in details)
-
-
-@pytest.mark.parametrize(
-    ("model", "tta"),
-    [
-        pytest.param("tiny_cnn", "mirror"),
-        pytest.param("compact_cnn", "none", marks=pytest.mark.slow),
-        pytest.param("efficientnet_lite0", "mirror", marks=pytest.mark.slow),
-        pytest.param("keras:MobileNetV3Small", "none", marks=pytest.mark.slow),
-    ],
-)
-def test_each_kind_of_model_can_be_converted(model, tta, tmp_path):
-    model = registry.create_model(config.Config(model=model, image_size=48), 5, "float32")
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype(np.uint8)
-    answer = test_time.averaged(model, tta)
-    expected = tf.sigmoid(answer(pixels, training=False))
-    frozen = formats.freeze(answer, 48)
-    for name in ("tflite", "onnx"):
-        path = tmp_path / formats.FORMATS[name].file
-        path.write_bytes(formats.FORMATS[name].convert(frozen, pixels))
-        np.testing.assert_allclose(ASK[path.name](path, pixels), expected, atol=1e-4)
 
 
 def test_a_file_that_answers_otherwise_is_an_error(version):

@@ -174,13 +174,6 @@ def test_other_formats_are_converted_once(image, expected):
     assert_stored_as(image, expected)
 
 
-def test_16_bits_keep_their_upper_eight():
-    deep = np.random.default_rng(0).integers(0, 1 << 16, (40, 30), dtype=np.uint16)
-    expected = np.repeat((deep >> 8)[..., None], 3, axis=2)
-    assert_stored_as(encode(Image.fromarray(deep), "PNG"), expected)
-    assert_stored_as(encode(Image.fromarray(deep), "TIFF"), expected)
-
-
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_comes_to_stand_on_white(mode, image_format):
@@ -191,15 +184,6 @@ def test_transparency_comes_to_stand_on_white(mode, image_format):
     base = np.asarray(PICTURE.convert(mode).convert("RGB"), np.float64)
     share = alpha[..., None] / 255
     assert_stored_as(image, np.floor(base * share + 255 * (1 - share) + 0.5))
-
-
-def test_transparent_colours_of_a_palette_come_to_stand_on_white():
-    image = encode(SMALL_PALETTE, "PNG", transparency=3)
-    is_clear = np.asarray(SMALL_PALETTE) == 3
-    assert is_clear.any()
-    expected = np.array(SMALL_PALETTE.convert("RGB"))
-    expected[is_clear] = 255
-    assert_stored_as(image, expected)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -216,12 +200,6 @@ def test_turns_of_exif_are_applied(orientation):
         8: lambda a: np.rot90(a),
     }
     assert_stored_as(jpeg, views[orientation](pixels(jpeg)))
-
-
-def test_the_turn_of_a_png_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert_stored_as(encode(PICTURE, "PNG", exif=exif), np.rot90(RGB, -1))
 
 
 def swapped_profile():
@@ -246,11 +224,6 @@ def test_colour_profiles_are_honoured(mode):
     difference = np.abs(pixels(stored.jpeg).astype(int) - expected)
     assert difference.mean() < 1
     assert np.abs(pixels(stored.jpeg).astype(int) - RGB).mean() > 10
-
-
-@pytest.mark.parametrize("profile", [b"junk", swapped_profile()[:200]])
-def test_a_profile_that_cannot_be_read_is_passed_over(profile):
-    assert_stored_as(encode(PICTURE, "PNG", icc_profile=profile), RGB)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
@@ -339,7 +312,7 @@ def look(image, max_side, keep_damaged):
     return "converted" if poster.converted else "damaged" if poster.damaged else "taken"
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_mutations_end_in_a_poster_that_training_decodes_or_in_a_reason(count):
     rng, kinds = random.Random(count), originals()
     found = collections.Counter(

@@ -1,6 +1,5 @@
 """A poster's pixels are those of the stored poster, whichever way it comes, or it is refused."""
 
-import collections
 import io
 import struct
 import zlib
@@ -154,31 +153,3 @@ def test_jpegs_whose_data_end_too_early_are_named(load):
     assert not pixels[:-1].any()
     expected = preprocessing.decode_and_resize(tf.constant(test_images.LARGE), SIZE)
     np.testing.assert_array_equal(pixels[-1], expected)
-
-
-@pytest.mark.parametrize("num_good", [1, 7])
-def test_a_bad_image_does_not_have_its_neighbours_decoded_twice(num_good, monkeypatch):
-    """Whether it has no header, no end, a bad marker behind all its data, or is another format."""
-    decoded, decode = collections.Counter(), preprocessing.decode
-
-    def count(image):
-        decoded[image] += 1
-        return image
-
-    def decode_and_count(image):
-        return decode(tf.ensure_shape(tf.numpy_function(count, [image], tf.string), []))
-
-    monkeypatch.setattr(preprocessing, "decode", decode_and_count)
-    load = load_with(loading.ImageLoader(SIZE, loading.Limits()))
-    good = [make_jpeg(60 + 10 * i, 90) for i in range(num_good)]
-    whole = make_jpeg(300, 444)
-    no_header = whole[:3] + bytes(len(whole)) + whole[-2:]
-    bad_marker = whole[:-2] + b"\xff\xc4\x00\x03\x99" + whole[-2:]
-    for bad in (no_header, whole[:2000], bad_marker, b"junk"):
-        decoded.clear()
-        reasons, _ = load([*good, bad])
-        assert reasons[-1] and not any(reasons[:-1])
-        assert [decoded[image] for image in good] == [1] * num_good
-    decoded.clear()
-    assert not any(load([*good, png(PICTURE)])[0])
-    assert [decoded[image] for image in good] == [1] * num_good

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import pathlib
-import random
 import tempfile
 
 import pytest
 
-from poster_tfds import annotations, faults, images, posters
+from poster_tfds import annotations, faults, posters
 from poster_tfds.poster_tfds_dataset_builder import PosterConfig
 from tests import test_images
 from tests.test_images import JPEG
@@ -85,27 +84,6 @@ def test_a_file_larger_than_memory_is_named_before_it_is_read(tmp_path):
     (_, poster), (_, fault) = posters.read_checked(rows, tmp_path, CONFIG)
     assert poster.jpeg == JPEG
     assert "b.jpg: larger than 32 MB" in fault.reason
-
-
-def test_reading_many_says_of_each_what_reading_one_says(tmp_path):
-    """Over more posters than are read ahead, with rows that are faults among them."""
-    known = [*test_images.ACCEPTED.values(), *(image for image, _ in test_images.REFUSED.values())]
-    rng = random.Random(0)
-    mutations = [test_images.mutated(JPEG, rng) for _ in range(600)]
-    rows = []
-    for i, image in enumerate([*known, *mutations]):
-        if i % 50 == 7:
-            rows.append(faults.Fault(i, "", "bad row"))
-        else:
-            rows.append(annotations.Annotation(i, f"p{i}", ()))
-            if i % 50 != 8:  # Every fiftieth is missing.
-                (tmp_path / f"p{i}.jpg").write_bytes(image)
-    assert len(rows) > posters._CHUNK * posters._AHEAD
-    checked = list(posters.read_checked(iter(rows), tmp_path, CONFIG))
-    assert [row for row, _ in checked] == rows
-    expected = [posters.read_one(row, tmp_path, CONFIG) for row in rows]
-    assert [poster for _, poster in checked] == expected
-    assert {type(poster) for _, poster in checked} == {images.Poster, faults.Fault}
 
 
 def test_no_more_rows_are_read_than_are_ahead(tmp_path):

@@ -276,26 +276,3 @@ def test_larger_posters_are_reduced_as_the_dataset_did(version, tmp_path, local_
     ((_, answer),) = clients.ask_all(local_client, [tmp_path / "a.jpg"], 1, 1, max_side=100)
     assert [answer] == local_client.ask([images.as_stored(test_images.LARGE, 100).jpeg])
     assert [answer] != local_client.ask([test_images.LARGE])
-
-
-def test_no_more_posters_are_held_than_are_being_asked(tmp_path):
-    """However many there are: a client that counts shows how far the reading is ahead."""
-    poster = tmp_path / "poster.jpg"
-    poster.write_bytes(test_images.JPEG)
-    taken = 0
-
-    def posters():
-        nonlocal taken
-        for _ in range(1000):
-            taken += 1
-            yield poster
-
-    class Client:
-        def ask(self, images):
-            return [clients.Answer([])] * len(images)
-
-    given = 0
-    for _ in clients.ask_all(Client(), posters(), batch_size=4, parallel=2):
-        given += 1
-        assert taken - given <= 4 * 2 * 2 + 4
-    assert given == taken == 1000

@@ -27,7 +27,6 @@ from trainer.reports import (
     plots,
     report as report_lib,
     scores,
-    sections,
     slices,
 )
 from trainer.run import directory
@@ -281,25 +280,6 @@ def test_columns_are_those_of_the_posters(tmp_path):
         path.write_text(content)
         with pytest.raises(config.UsageError, match=f"--columns={path}: .*{complaint}"):
             slices.read_columns(path, ["a", "b"])
-
-
-def test_what_limited_the_speed_is_said_of_most_epochs():
-    """The first epoch fills the cache."""
-    for waited, words in (
-        (0.02, ", 2% of the time waiting for them; the computing limits it"),
-        (0.4, ", 40% of the time waiting for them; reading and decoding limit it: "),
-        (np.nan, ""),  # Of a deterministic run.
-    ):
-        records = pd.DataFrame(
-            {
-                "split": ["train", "train", "test", "train"],
-                "images_per_second": [10, 50, 900, 52],
-                "share_waited": [0.9 if words else waited, waited, np.nan, waited],
-            }
-        )
-        found = sections._describe_speed(records, "train")
-        assert found.startswith(f"50 posters/s in training{words}")
-    assert sections._describe_speed(records[:0], "train") == "not known"
 
 
 def test_predictions_are_read_as_what_they_are_of(tmp_path):

@@ -3,7 +3,6 @@
 import io
 import pathlib
 import random
-import re
 import struct
 import zlib
 
@@ -206,29 +205,3 @@ def test_the_warmup_requests_are_answered(version, served, synthetic_posters):
         assert outputs.any(axis=1).all()
     signatures = {"serving_default", "top_k", "classify", "pixels", "embed"}
     assert asked == {(name, size) for name in signatures for size in (1, 8, 32)}
-
-
-def test_the_signatures_are_those_of_readmes_table(served):
-    table = (
-        (conftest.PROJECT / "export/README.md")
-        .read_text()
-        .split("| signature |")[1]
-        .split("\n\n")[0]
-    )
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
-    assert [row[0] for row in rows] == ["serving_default", "top_k", "classify", "pixels", "embed"]
-    lengths = {"N": None, "H": None, "W": None, "3": 3, "G": 8, "K": 3, "F": 16}
-    for name, *documented in rows:
-        signature = served.signatures[name]
-        for text, tensors in zip(documented, (signature.inputs, signature.outputs), strict=True):
-            found = {
-                name: (
-                    tf.as_dtype(tensor.dtype).name,
-                    tf.TensorShape(tensor.tensor_shape).as_list(),
-                )
-                for name, tensor in tensors.items()
-            }
-            assert found == {
-                name: (dtype, [lengths[length] for length in shape.split(", ")])
-                for name, dtype, shape in re.findall(r"`(\w+)` (\w+) \[(.*?)\]", text)
-            }

@@ -5,7 +5,6 @@ import csv
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn.model_selection
 
@@ -135,17 +134,6 @@ def test_a_poster_keeps_its_split_when_rows_are_added_and_moved(posters):
         assert poster_ids == {i for i in after[split] if i.startswith("p")}
 
 
-@pytest.mark.parametrize("split", ["hashed", "stratified"])
-@pytest.mark.parametrize("fractions", [(0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
-def test_a_split_without_a_share_gets_no_row(fractions, split, kept_posters):
-    validation, test = fractions
-    opened = open_source(
-        kept_posters, split=split, validation_fraction=validation, test_fraction=test
-    )
-    wanted = ["train"] + ["validation"] * (validation > 0) + ["test"] * (test > 0)
-    assert list(opened.num_rows) == wanted
-
-
 @pytest.mark.parametrize("split", ["reference", "hashed"])
 def test_repeated_ids_are_kept_dropped_or_refused(split, posters):
     path = posters / "train.csv"
@@ -199,34 +187,6 @@ def test_no_group_is_in_two_splits(form, split, tmp_path):
     assert line in description.in_words(description.describe(opened))
 
 
-def test_a_hashed_group_is_where_the_hash_of_its_name_is(kept_posters):
-    found = split_of_ids(open_source(kept_posters, group_column="Film", split_seed=3))
-    for poster_id, film, _ in records():
-        assert found[poster_id] == splits.hashed_split(film or poster_id, 3, 0.2, 0.2)
-
-
-def test_stratified_groups_have_their_shares_of_the_genres(kept_posters):
-    found = split_of_ids(open_source(kept_posters, group_column="Film", split="stratified"))
-    films = collections.defaultdict(set)
-    for poster_id, film, genres in records():
-        films[film or poster_id, found[poster_id]].update(genres)
-    for genre in GENRES:
-        counts = collections.Counter(split for (_, split), names in films.items() if genre in names)
-        for split, share in FRACTIONS.items():
-            assert counts[split] == pytest.approx(share * counts.total(), abs=1.5), (genre, split)
-
-
-def test_a_group_column_of_0_and_1_is_no_genre(posters):
-    table = pd.read_csv(posters / "train.csv")
-    table["Film"] = [i % 2 for i in range(NUM_POSTERS)]
-    table.to_csv(posters / "train.csv", index=False)
-    opened = open_source(posters, group_column="Film", split_seed=2)
-    assert opened.genres == list(GENRES)
-    found = split_of_ids(opened)
-    assert len({found[f"p{i}"] for i in range(0, NUM_POSTERS, 2)}) == 1
-    assert "Film" in open_source(posters).genres
-
-
 @pytest.mark.parametrize(
     ("column", "message"),
     [
@@ -241,13 +201,6 @@ def test_a_column_that_cannot_name_groups_is_refused_with_those_there_are(
     folder = make_folder(tmp_path / "posters", "list.csv")
     with pytest.raises(faults.UserError, match=message):
         open_source(folder, group_column=column)
-
-
-def test_groups_are_refused_with_the_reference_split():
-    with pytest.raises(faults.UserError, match='"group_column" needs "split": "hashed" or "strat'):
-        poster_tfds_dataset_builder.PosterConfig(
-            name="mine", split="reference", group_column="Film"
-        )
 
 
 def shares(ids):
@@ -292,19 +245,6 @@ def test_a_stratified_split_has_its_size_and_every_genre_within_a_poster(kept_po
         assert of_genre == pytest.approx(FRACTIONS, abs=1 / count_of(genre))
 
 
-def test_a_stratified_split_is_the_same_twice_and_another_with_another_seed(kept_posters):
-    first, second, other = (
-        ids_of(open_source(kept_posters, split="stratified", split_seed=seed)) for seed in (0, 0, 1)
-    )
-    assert first == second
-    assert len(first["test"] - other["test"]) > 10
-
-
-def test_few_posters_leave_splits_out(posters):
-    (posters / "train.csv").write_text("Id,Comedy,Drama\np1,1,0\n")
-    assert open_source(posters, split="stratified").num_rows == {"train": 1}
-
-
 def test_a_row_for_each_genre_is_split_as_columns_are(kept_posters, tmp_path):
     other = make_folder(tmp_path / "posters", "rows.csv")
     columns = open_source(kept_posters, split="stratified")
@@ -346,10 +286,3 @@ def test_the_genre_farthest_from_its_share_is_told(kept_posters):
     assert told["genre"] in line
     assert f"{told['wanted']:.1%} wanted, {told['got']:.1%} got" in line
     assert description.describe(open_source(kept_posters))["farthest_share"] is None
-
-
-def test_without_a_genre_no_share_is_told():
-    nothing = np.zeros((10, 2), bool)
-    chosen = splits.stratified_splits(nothing, np.arange(10), (0.5, 0.3, 0.2), seed=0)
-    assert np.bincount(chosen).tolist() == [5, 3, 2]
-    assert splits.farthest_share(nothing, chosen, (0.5, 0.3, 0.2)) is None

@@ -249,7 +249,3 @@ def test_replicas_are_on_the_gpus_if_there_are_any(name, gpus, expected):
     strategy = runtime.create_local_strategy(name, gpus, CPUS)
     devices = [device.partition("task:0")[2] for device in strategy.extended.worker_devices]
     assert devices == list(expected)
-
-
-def test_one_device_without_a_gpu_has_no_scope():
-    assert runtime.create_local_strategy("one_device", (), CPUS) is tf.distribute.get_strategy()

@@ -141,12 +141,6 @@ def test_a_server_answers_as_the_saved_model_does(server, posters, wire):
         assert scores_of(ours) == pytest.approx(scores_of(theirs), abs=1e-5)
 
 
-@pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_request_of_more_than_a_batch_is_refused_by_name(server, posters, wire):
-    with pytest.raises(clients.ServerError, match="larger than maximum input batch size"):
-        clients.connect(getattr(server, wire), "posters", 60).ask(posters[:1] * 33)
-
-
 def test_a_second_version_takes_over_under_load_and_no_request_fails(server, posters):
     """Sixteen clients ask for one poster after the other, one in twenty bad."""
     version = saved_model.resolve_version(server.export_dir)

@@ -33,10 +33,3 @@ class CustomTest(tfds.testing.DatasetBuilderTestCase):
 
 
 _DRAWN = tempfile.TemporaryDirectory()
-
-
-class SyntheticTest(tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS = Builder
-    EXAMPLE_DIR = _DRAWN.name  # Where the config draws its posters.
-    BUILDER_CONFIG_NAMES_TO_TEST = ("synthetic",)
-    SPLITS = {"train": 510, "test": 90}  # noqa: RUF012

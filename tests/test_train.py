@@ -129,10 +129,8 @@ def test_what_two_replicas_cannot_do_is_refused(tmp_path, settings, complaint):
     [
         ([], "fma avx2", "float32"),
         ([], "avx512_bf16", "mixed_bfloat16"),
-        ([], "amx_bf16", "mixed_bfloat16"),
         ([(6, 1)], "avx512_bf16", "float32"),
         ([(7, 0)], "avx512_bf16", "mixed_float16"),
-        ([(7, 5)], "", "mixed_float16"),
         ([(8, 0)], "", "mixed_bfloat16"),
         ([(8, 9), (12, 0)], "", "mixed_bfloat16"),
         ([(9, 0), (7, 5)], "", "mixed_float16"),  # All must compute in it.
