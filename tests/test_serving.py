@@ -13,6 +13,7 @@ from PIL import Image
 
 from export import serving_files
 from tests import conftest, stand_in_server
+from tests.test_images import mutated
 from tests.test_preprocessing import make_jpeg
 from trainer.benchmark import stages
 
@@ -141,23 +142,6 @@ def test_an_example_without_an_image_scores_nothing_and_harms_nobody(served):
     np.testing.assert_allclose(answer["scores"][0], answer["scores"][3], atol=1e-6)
     assert answer["scores"][0].min() > 0
     assert not served.run("classify", inputs=[b"junk"])["scores"].any()
-
-
-def mutated(content, rng):
-    content = bytearray(content)
-    for _ in range(rng.choice((1, 2, 8, 40))):
-        kind, at = rng.randrange(4), rng.randrange(len(content))
-        if kind == 0:
-            content[at] = rng.randrange(256)
-        elif kind == 1:
-            del content[at : at + rng.randrange(1, 60)]
-        elif kind == 2:
-            content[at:at] = rng.randbytes(rng.randrange(1, 20))
-        else:
-            content[at : at + 2] = b"\xff" + bytes([rng.randrange(0xC0, 0xFF)])
-        if not content:
-            content = bytearray(b"x")
-    return bytes(content)
 
 
 @pytest.mark.parametrize(
