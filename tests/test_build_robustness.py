@@ -217,11 +217,12 @@ def many_posters(tmp_path_factory):
 
 @contextlib.contextmanager
 def begun_build(posters_dir, data_dir):
-    """A build in a process of its own, which writes."""
-    process = conftest.start(*build_command(posters_dir, data_dir))
+    """A build in a process of its own, which writes; what one before it has left is gone."""
     directory = data_dir / "poster_tfds/mine"
+    before = set(directory.glob("incomplete.*"))
+    process = conftest.start(*build_command(posters_dir, data_dir))
     try:
-        assert runs.wait_for(lambda: list(directory.glob("incomplete.*")), process)
+        assert runs.wait_for(lambda: set(directory.glob("incomplete.*")) - before, process)
         yield process
     finally:
         process.kill()

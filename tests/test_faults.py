@@ -181,10 +181,10 @@ def run_in_own_mounts(script):
 
 
 LITTLE_DISK = """
-mount -t tmpfs -o size=3m tmpfs {run_dir}
+mount -t tmpfs -o size=60m tmpfs {run_dir}
 {train} --max_steps=2 --keep_checkpoints=1 || exit 10
 free=$(df --output=avail -k {run_dir} | tail -1)
-head -c $((free - 40))K /dev/zero > {run_dir}/full
+head -c $((free - 1000))K /dev/zero > {run_dir}/full
 {train} --max_steps=4 --keep_checkpoints=1 && exit 11
 ls {run_dir}/checkpoints/00000002 > /dev/null || exit 12
 rm {run_dir}/full
@@ -199,9 +199,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_with_room
 ):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    train = shlex.join(conftest.trainer_command(data_dir, run_dir))
+    train = shlex.join(conftest.trainer_command(data_dir, run_dir, model="compact_cnn"))
     result = run_in_own_mounts(LITTLE_DISK.format(run_dir=run_dir, train=train))
-    assert "could not be written" in result.stderr and "Make room" in result.stderr
+    assert "The checkpoint of step 4 could not be written to" in result.stderr
+    assert "That of step 2 is intact. Make room" in result.stderr
     assert "Traceback" not in result.stderr
     assert "Going on after step 2 of 4" in result.stdout
     assert result.stdout.endswith("00000004\n")

@@ -105,7 +105,7 @@ def test_workers_agree_with_one_device(data_dir, tmp_path, one_device, count):
 def test_a_worker_that_is_killed_ends_the_others_and_all_go_on_bit_for_bit(data_dir, tmp_path):
     settings = {
         "batch_size": 16,
-        "epochs": 40,
+        "epochs": 15,
         "deterministic": "true",
         "augment": "flip,crop",
         "mixup": 0.2,
