@@ -210,11 +210,11 @@ def map_parallel(
     return dataset.map(function, num_parallel_calls=num_threads(split))
 
 
-def endless(batches: tf.data.Dataset) -> tf.data.Dataset:
+def endless(batches: tf.data.Dataset, split: splits.Split | None = None) -> tf.data.Dataset:
     """Returns batches that have no end as a finished pipeline."""
     # Known to be endless, it spares tf.distribute a look for replicas without a batch.
     return finish(
-        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)), split
     )
 
 
@@ -225,8 +225,9 @@ def finish(dataset: tf.data.Dataset, split: splits.Split | None = None) -> tf.da
     # until its optimizer thread wakes: 10 s and more.
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    # A map and the batch after it become one, whose batches a GPU can copy from.
-    options.experimental_optimization.map_and_batch_fusion = True
+    # A map and the batch after it become one, whose batches a GPU can copy from. Rows have no such
+    # pair, and a graph that is rewritten would have a second copy of them.
+    options.experimental_optimization.map_and_batch_fusion = split is not None
     options.threading.private_threadpool_size = num_threads(split)
     return dataset.prefetch(2).with_options(options)
 

@@ -102,7 +102,7 @@ def train_batches(
 
     if spec.is_augmented:
         batches = batches.enumerate(start_step * share.num_replicas).map(with_draws, 4)
-    return pipeline.endless(batches)
+    return pipeline.endless(batches, split)
 
 
 def eval_batches(
